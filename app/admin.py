@@ -1,0 +1,94 @@
+"""The admin listener: `/metrics` for every process of the host, and its own health."""
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import falcon
+import redis
+from falcon import Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app import log, problem, stream
+from app.edge import Live
+from app.errors import SettingError, StreamUnavailable
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_REDIS_TIMEOUT_S = 1.0
+
+
+class StreamCollector:
+    """Reads the stream's state when it is scraped; without Redis only `ingest_redis_up` 0."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yields the gauges; raises nothing."""
+        try:
+            with stream.translated():
+                lengths = [self._client.xlen(key) for key in (stream.STREAM, stream.DEAD_LETTERS)]
+                groups = self._client.xinfo_groups(stream.STREAM) if self._client.exists(stream.STREAM) else []
+        except StreamUnavailable:
+            yield GaugeMetricFamily("ingest_redis_up", "Whether Redis answers the admin process.", 0)
+            return
+        pending = sum(group["pending"] for group in groups if group["name"] == stream.GROUP.encode())
+        yield GaugeMetricFamily("ingest_redis_up", "Whether Redis answers the admin process.", 1)
+        yield GaugeMetricFamily("ingest_stream_entries", "Batches in the stream, delivered or not.", lengths[0])
+        yield GaugeMetricFamily("ingest_stream_pending_entries", "Batches delivered and not yet stored.", pending)
+        yield GaugeMetricFamily("ingest_dead_letter_entries", "Batches in the dead-letter stream.", lengths[1])
+
+
+class Metrics:
+    """`GET /metrics`."""
+
+    def __init__(self, directory: str, client: redis.Redis) -> None:
+        self._registry = CollectorRegistry()
+        MultiProcessCollector(self._registry, directory)
+        self._registry.register(StreamCollector(client))  # type: ignore[arg-type]
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answers in Prometheus's text format."""
+        resp.content_type = CONTENT_TYPE_LATEST
+        resp.data = generate_latest(self._registry)
+
+
+class Ready:
+    """`GET /readyz`: Redis answers."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answers 200, or 503 with the reason."""
+        try:
+            with stream.translated():
+                self._client.ping()
+        except StreamUnavailable as error:
+            raise falcon.HTTPServiceUnavailable(description=str(error), retry_after=1) from error
+        resp.text = '{"status": "ready"}'
+
+
+def create_app(client: redis.Redis, metrics_dir: str) -> "falcon.App[Request, Response]":
+    """Returns the WSGI application."""
+    app = falcon.App()
+    problem.install(app)
+    app.add_route("/livez", Live())
+    app.add_route("/readyz", Ready(client))
+    app.add_route("/metrics", Metrics(metrics_dir, client))
+    return app
+
+
+def get_app() -> Any:
+    """Returns the application for this process; called by gunicorn after fork and patching."""
+    settings = Settings.from_env(os.environ)
+    if settings.redis_url is None:
+        raise SettingError("REDIS_URL is not set; `spillway up` sets it for the embedded server")
+    log.setup("admin", settings.log_level)
+    client = redis.Redis(connection_pool=stream.pool(settings.redis_url, _REDIS_TIMEOUT_S))
+    return create_app(client, os.environ["PROMETHEUS_MULTIPROC_DIR"])

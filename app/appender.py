@@ -1,0 +1,102 @@
+"""Appends batches to the stream: one connection, one pipeline a group, no retries.
+
+HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, confirmed by Redis's reply.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import redis
+
+from app import log, stream
+from app.batch import Batch
+from app.errors import StreamUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Appender:
+    """Owns the connection; used by one greenlet or thread at a time.
+
+    Attributes:
+        fsync: How durable Redis's reply is: `"always"` (its AOF is synced first), `"everysec"`, `"no"`, `"off"`
+            (no AOF), or `"unknown"`.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        # `make_connection` takes no room in the pool: it is used for reading the URL alone.
+        self._connection = stream.pool(url, timeout_s).make_connection()
+        self._is_open = False
+        self.fsync = "unknown"
+
+    def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
+        """Adds the batches in one round trip, or asks for a sign of life where there are none.
+
+        Returns:
+            For each batch None, or why Redis refused it.
+
+        Raises:
+            StreamUnavailable: The connection failed, for all of them.
+
+        Durability:
+            As `fsync` says on return of None; unknown if it raises, also by an exception from outside, such as a
+            deadline's: the connection is closed then, so that no later call reads this one's replies.
+        """
+        try:
+            with stream.translated():
+                self._open()
+                return self._sent(batches)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens another."""
+        self._is_open = False
+        self._connection.disconnect()
+
+    def _open(self) -> None:
+        if self._is_open:
+            return
+        self._connection.connect()
+        try:
+            self._call(*stream.CREATE_GROUP)
+            logger.warning(log.line("group_created", stream=stream.STREAM, group=stream.GROUP))
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        self.fsync = self._read_fsync()
+        if self.fsync != "always":
+            logger.warning(log.line("redis_durability_weak", appendfsync=self.fsync, wanted="always"))
+        self._is_open = True
+
+    def _read_fsync(self) -> str:
+        try:
+            found = self._call("CONFIG", "GET", "append*")
+        except redis.ResponseError:
+            return "unknown"  # Managed servers hide CONFIG.
+        settings = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2])}
+        return settings.get("appendfsync", "unknown") if settings.get("appendonly") == "yes" else "off"
+
+    def _call(self, *command: str) -> list[bytes]:
+        self._connection.send_command(*command)
+        return self._connection.read_response()  # type: ignore[no-any-return]
+
+    def _sent(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
+        if not batches:
+            self._call("PING")
+        pack: Callable[..., list[bytes]] = self._connection.pack_command
+        # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
+        self._connection.send_packed_command(
+            [part for one in batches for part in pack("XADD", stream.STREAM, "*", *stream.fields_of(one))]
+        )
+        return [self._reply() for _ in batches]
+
+    def _reply(self) -> StreamUnavailable | None:
+        try:
+            self._connection.read_response()  # HANDOVER 1, confirm
+        except redis.ConnectionError:
+            raise  # LOADING is one of these: the whole connection is of no use.
+        except redis.ResponseError as error:
+            return stream.unavailable(error)
+        return None

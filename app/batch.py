@@ -1,0 +1,54 @@
+"""The Batch: one accepted request, immutable, encoded once into the bytes that PostgreSQL's COPY reads.
+
+The payload of format 1 is COPY's text format with the columns `COLUMNS`, one line an event, each ended by LF. The
+same bytes are the stream entry, the WAL record and the dead letter; nothing after the edge parses an event again.
+
+Source: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format".
+"""
+
+import os
+import time
+from uuid import UUID, uuid5
+
+import msgspec
+
+FORMAT = 1
+
+COLUMNS = (
+    "received_at", "batch_id", "batch_index", "ts", "level", "severity", "service", "host", "message", "trace_id",
+    "span_id", "attributes",
+)
+
+_KEY_NAMESPACE = UUID("5b1c2f7e-0d53-4d9c-9a58-0c3f9e1d7a42")
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """One accepted request.
+
+    Args:
+        batch_id: Lower-case UUID text; names the batch everywhere, and is what the ledger removes duplicates by.
+        count: Events, which is lines of the payload, at least 1.
+        sha256: Hex digest of the decompressed body and the request's defaults: two requests under one
+            idempotency key are the same request if and only if it is equal.
+        received_at: RFC 3339 in UTC with microseconds.
+        payload: COPY text in the format that `version` names.
+    """
+
+    batch_id: str
+    count: int
+    sha256: str
+    received_at: str
+    payload: bytes
+    version: int = FORMAT
+
+
+def new_id() -> str:
+    """Returns a UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, 74 bits of chance."""
+    chance = int.from_bytes(os.urandom(10), "big")
+    number = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | 7 << 76 | (chance >> 68) << 64
+    return str(UUID(int=number | 0b10 << 62 | chance & (1 << 62) - 1))
+
+
+def id_of_key(key: str) -> str:
+    """Returns the batch id that an idempotency key stands for (a UUIDv5)."""
+    return str(uuid5(_KEY_NAMESPACE, key))

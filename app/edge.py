@@ -1,0 +1,75 @@
+"""The ingest listener: what gunicorn's workers serve. `get_app` reads the environment, `create_app` takes parts."""
+
+import os
+import time
+from typing import Any
+
+import falcon
+import redis.retry
+from falcon import Request, Response
+from gevent import monkey
+
+from app import log, metric, problem
+from app.appender import Appender
+from app.committer import Committer
+from app.errors import SettingError
+from app.ingest import Ingest
+from app.settings import Settings
+
+
+class Live:
+    """`GET /livez`: the process answers."""
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answers 200."""
+        resp.text = '{"status": "live"}'
+
+
+class Ready:
+    """`GET /readyz`: a batch that came now would be confirmed."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answers 200, or 503 through `NotDurable`."""
+        self._committer.commit(None)
+        resp.text = '{"status": "ready"}'
+
+
+class CountStatus:
+    """Middleware that counts the answers to `/ingest`."""
+
+    def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
+        """Counts one answer, whatever made it."""
+        if req.path == "/ingest":
+            metric.requests.labels(resp.status_code).inc()
+
+
+def create_app(committer: Committer, appender: Appender, settings: Settings) -> "falcon.App[Request, Response]":
+    """Returns the WSGI application."""
+    app = falcon.App(middleware=[CountStatus()])
+    app.req_options.keep_blank_qs_values = True
+    problem.install(app)
+    app.add_route("/ingest", Ingest(committer, appender, settings))
+    app.add_route("/livez", Live())
+    app.add_route("/readyz", Ready(committer))
+    return app
+
+
+def get_app() -> "falcon.App[Request, Response]":
+    """Returns the application for this process; called by gunicorn after fork and patching.
+
+    Raises:
+        SettingError: A setting is not allowed.
+    """
+    # Imported before patching, redis-py would put the whole worker to sleep.
+    if not monkey.is_module_patched("socket") or vars(redis.retry)["sleep"] is not time.sleep:
+        raise SettingError("the ingest worker class has to be gevent, and nothing may import redis before it patches")
+    settings = Settings.from_env(os.environ)
+    if settings.redis_url is None:
+        raise SettingError("REDIS_URL is not set; `spillway up` sets it for the embedded server")
+    log.setup("ingest", settings.log_level)
+    deadline_s = settings.redis_deadline_ms / 1000
+    appender = Appender(settings.redis_url, deadline_s)
+    return create_app(Committer(appender, deadline_s), appender, settings)

@@ -1,0 +1,126 @@
+"""`POST /ingest`: one request, one Batch, one answer. Nothing is acknowledged before it is durable."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import falcon
+import gevent
+import msgspec
+from falcon import Request, Response
+
+from app import batch, body, form, metric
+from app.appender import Appender
+from app.committer import Committer
+from app.errors import NotDurable, Rejected
+from app.event import Defaults
+from app.form import FORMS, Form, Limits
+from app.settings import Settings
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+_DEFAULTS = ("service", "host", "level")
+
+
+class Ingest:
+    """The resource. Holds no more than `max_inflight_bytes` of bodies at a time.
+
+    Args:
+        committer: Confirms batches.
+        appender: Says how durable the stream is.
+        settings: Limits.
+    """
+
+    def __init__(self, committer: Committer, appender: Appender, settings: Settings) -> None:
+        self._committer = committer
+        self._appender = appender
+        self._settings = settings
+        self._limits = Limits(settings.max_events, settings.max_event_bytes)
+        self._held_bytes = 0
+
+    def on_post(self, req: Request, resp: Response) -> None:
+        """Takes a request; see `ops/REFERENCE.md` for forms, limits and status codes."""
+        now_ns, started = time.time_ns(), time.monotonic()
+        try:
+            with self._holding(self._size_of(req)):
+                sent = self._read(req)
+                accepted = self._batch(req, sent, now_ns)
+                self._commit(accepted)
+            metric.body_bytes.inc(len(sent))
+            self._acknowledge(resp, accepted)
+        except Rejected as error:
+            metric.rejected.labels(error.cause).inc()
+            raise
+        finally:
+            metric.request_seconds.observe(time.monotonic() - started)
+
+    def _size_of(self, req: Request) -> int:
+        most = self._settings.max_body_bytes
+        return most if "HTTP_TRANSFER_ENCODING" in req.env else min(req.content_length or 0, most)
+
+    @contextmanager
+    def _holding(self, size: int) -> Iterator[None]:
+        if self._held_bytes + size > self._settings.max_inflight_bytes:
+            raise NotDurable("inflight", f"{self._held_bytes} bytes of requests are in flight; send it again")
+        self._held_bytes += size
+        try:
+            yield
+        finally:
+            self._held_bytes -= size
+
+    def _read(self, req: Request) -> bytes:
+        coding = req.env.get("HTTP_TRANSFER_ENCODING")
+        if coding is not None and coding.strip().lower() != "chunked":
+            raise Rejected(400, "transfer_encoding", "Transfer-Encoding is allowed to be chunked, and nothing else")
+        length = None if coding else req.content_length or 0
+        try:
+            with gevent.Timeout(self._settings.body_timeout_s):
+                return body.read(req.env["wsgi.input"], length, self._settings.max_body_bytes)
+        except gevent.Timeout as error:
+            raise Rejected(408, "slow_body", f"the body took over {self._settings.body_timeout_s} s") from error
+
+    def _batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
+        form_of_body = _form(req.content_type)
+        key = req.get_header("Idempotency-Key")
+        if key is not None and not _KEY.fullmatch(key):
+            raise Rejected(400, "idempotency_key", "Idempotency-Key is 1 to 255 printable ASCII characters")
+        encoding = (req.get_header("Content-Encoding") or "").strip().lower()
+        text = body.decompress(sent, encoding, self._settings.max_decoded_bytes)
+        batch_id = batch.new_id() if key is None else batch.id_of_key(key)
+        return form.to_batch(form_of_body, text, _defaults(req), batch_id, now_ns, self._limits)
+
+    def _commit(self, accepted: batch.Batch) -> None:
+        with metric.commit_seconds.time():
+            self._committer.commit(accepted)  # HANDOVER 1
+
+    def _acknowledge(self, resp: Response, accepted: batch.Batch) -> None:
+        metric.accepted_batches.labels("stream").inc()
+        metric.accepted_events.labels("stream").inc(accepted.count)
+        answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": "stream"}
+        if self._appender.fsync != "always":
+            answer["redis_fsync"] = self._appender.fsync
+        resp.status = falcon.HTTP_202
+        resp.set_header("Location", f"/batches/{accepted.batch_id}")
+        resp.data = msgspec.json.encode(answer)
+
+
+def _form(content_type: str | None) -> Form:
+    media_type, _, parameters = (content_type or "application/json").lower().partition(";")
+    found = FORMS.get(media_type.strip())
+    if found is None:
+        raise Rejected(415, "media_type", f"Content-Type {media_type[:80]!r} is not one of {', '.join(FORMS)}")
+    charset = re.search(r"charset=\"?([^\";\s]+)", parameters)
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        raise Rejected(415, "media_type", f"charset {charset[1][:40]!r}: UTF-8 is allowed, and nothing else")
+    return found
+
+
+def _defaults(req: Request) -> Defaults:
+    defaults: list[tuple[str, str | int]] = []
+    for name, value in req.params.items():
+        if name not in _DEFAULTS:
+            raise Rejected(400, "query", f"query parameter {name[:40]!r} is not one of {', '.join(_DEFAULTS)}")
+        if not isinstance(value, str):
+            raise Rejected(400, "query", f"query parameter {name!r} is given {len(value)} times; once is allowed")
+        defaults.append((name, int(value) if name == "level" and value.isdecimal() and value.isascii() else value))
+    return sorted(defaults, key=lambda pair: pair[0])

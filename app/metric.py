@@ -1,0 +1,22 @@
+"""The edge's metrics. Labels come from closed sets alone; `ops/REFERENCE.md` says what each one means."""
+
+from prometheus_client import Counter, Histogram
+
+_LOG = ["durability"]
+
+requests = Counter("ingest_requests_total", "Requests to /ingest by status code.", ["status"])
+rejected = Counter("ingest_rejected_requests_total", "Requests to /ingest refused, by cause.", ["cause"])
+accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)
+accepted_events = Counter("ingest_accepted_events_total", "Events acknowledged, by the log that holds them.", _LOG)
+body_bytes = Counter("ingest_body_bytes_total", "Bytes of acknowledged bodies as sent.")
+request_seconds = Histogram(
+    "ingest_request_seconds", "From the request's headers to its answer.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+commit_seconds = Histogram(
+    "ingest_commit_seconds", "From an encoded batch to its confirmation.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+group_batches = Histogram(
+    "ingest_group_batches", "Batches confirmed in one round trip.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+)

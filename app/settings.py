@@ -1,0 +1,150 @@
+"""Every setting of the service: one typed, frozen object, read from the environment once, by entry points alone.
+
+A bad value is refused with its name, its value and what is allowed. `python -m app.settings` prints the table that
+stands in `ops/REFERENCE.md`.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from app.errors import SettingError
+
+MIB = 1 << 20
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings, named as in the environment without the prefix `SPILLWAY_`."""
+
+    database_url: Annotated[str | None, _doc("PostgreSQL (>= 14) as a libpq URL; unset: the embedded server.")] = None
+    redis_url: Annotated[str | None, _doc("Redis (>= 6.2) as a URL; unset: the embedded server.")] = None
+    data_dir: Annotated[str, _doc("State: embedded servers, logs, sockets.")] = "./var"
+    bind: Annotated[str, _doc("IP address that ingest listens on.")] = "127.0.0.1"
+    port: Annotated[Port, _doc("Port of ingest.")] = 8080
+    admin_bind: Annotated[str, _doc("IP address that admin and metrics listen on.")] = "127.0.0.1"
+    admin_port: Annotated[Port, _doc("Port of admin and metrics.")] = 8081
+    open_bind: Annotated[
+        Literal["refuse", "allow"],
+        _doc("`allow`: take a non-loopback address although whoever reaches the port may then post or read."),
+    ] = "refuse"
+    redis_port: Annotated[Port, _doc("Port of the embedded Redis, on loopback.")] = 6380
+    postgres_port: Annotated[Port, _doc("Port of the embedded PostgreSQL, on loopback.")] = 5433
+    redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: 503.")] = 1024 * MIB
+    workers: Annotated[int, Meta(ge=1, le=256), _doc("Gunicorn workers of ingest.")] = 2
+    consumers: Annotated[int, Meta(ge=1, le=256), _doc("Consumer processes on this host.")] = 2
+    consumer_name: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9_.:-]{1,200}$"),
+        _doc("Name in the consumer group, stable over restarts; unset: the host's name."),
+    ] = ""
+    redis_deadline_ms: Annotated[
+        int, Meta(ge=10, le=60_000), _doc("Longest that an acknowledgement waits for Redis, ms.")
+    ] = 1000
+    body_timeout_s: Annotated[int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, s.")] = 30
+    max_body_bytes: Annotated[Bytes, _doc("Largest body as sent.")] = 8 * MIB
+    max_decoded_bytes: Annotated[Bytes, _doc("Largest body decompressed.")] = 64 * MIB
+    max_events: Annotated[int, Meta(ge=1, le=1_000_000), _doc("Most events in a request.")] = 10_000
+    max_event_bytes: Annotated[Bytes, _doc("Largest event, its fields as UTF-8.")] = MIB
+    max_inflight_bytes: Annotated[
+        Bytes, _doc("Most bytes of batches that one worker holds unacknowledged; more: 503.")
+    ] = 256 * MIB
+    load_max_bytes: Annotated[Bytes, _doc("Bytes that one transaction loads, give or take one entry.")] = 8 * MIB
+    partition_days: Annotated[int, Meta(ge=1, le=366), _doc("Daily partitions of `log_events` created ahead.")] = 7
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], _doc("Least severe line that is logged.")
+    ] = "INFO"
+
+    def __post_init__(self) -> None:
+        for name in ("bind", "admin_bind"):
+            _check_bind(_variable(name), getattr(self, name), self.open_bind)
+        if not self.consumer_name:
+            msgspec.structs.force_setattr(self, "consumer_name", socket.gethostname())
+
+    @property
+    def state(self) -> Path:
+        """`data_dir` as an absolute path."""
+        return Path(self.data_dir).absolute()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Reads the settings; an empty value counts as unset.
+
+        Raises:
+            SettingError: A value is not allowed, or a name begins with `SPILLWAY_` and is not a setting.
+        """
+        hints = get_type_hints(cls, include_extras=True)
+        names = {_variable(field): field for field in cls.__struct_fields__}
+        for name in environ:
+            if name.startswith("SPILLWAY_") and name not in names:
+                raise SettingError(f"{name} is not a setting; the settings are {', '.join(sorted(names))}")
+        return cls(**{
+            field: _converted(name, environ[name], hints[field]) for name, field in names.items() if environ.get(name)
+        })
+
+
+def _variable(field: str) -> str:
+    return field.upper() if field.endswith("_url") else f"SPILLWAY_{field.upper()}"
+
+
+def _converted(name: str, text: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"{name}={text!r} is not allowed: {_allowed(kind)}") from error
+
+
+def _allowed(kind: Any) -> str:
+    match msgspec.inspect.type_info(kind):
+        case msgspec.inspect.Metadata(type=inner):
+            return _allowed_type(inner)
+        case inner:
+            return _allowed_type(inner)
+
+
+def _allowed_type(kind: Any) -> str:
+    if isinstance(kind, msgspec.inspect.IntType):
+        return f"a whole number from {kind.ge} to {kind.le} is"
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return f"one of {', '.join(map(str, kind.values))} is"
+    return f"text matching {kind.pattern} is"
+
+
+def _check_bind(name: str, address: str, open_bind: str) -> None:
+    try:
+        is_loopback = ip_address(address).is_loopback
+    except ValueError as error:
+        raise SettingError(f"{name}={address!r} is not allowed: an IP address is, such as 127.0.0.1 or ::1") from error
+    if not is_loopback and open_bind != "allow":
+        raise SettingError(
+            f"{name}={address!r} is not a loopback address, and there are no keys: whoever reaches the port could "
+            "use it. SPILLWAY_OPEN_BIND=allow says that this is meant"
+        )
+
+
+def table() -> str:
+    """Returns the settings as a Markdown table: name, default, what it is."""
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        text = next(m.description for m in reversed(hints[field.name].__metadata__) if m.description)
+        default = "unset" if field.default in (None, "") else f"`{field.default}`"
+        rows.append(f"| `{_variable(field.name)}` | {default} | {text} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())
+    Settings.from_env(os.environ)

@@ -1,0 +1,94 @@
+"""The stream: its keys, the fields of an entry, and how Redis's errors are read. Both sides of it agree on this module.
+
+An entry is a Batch, field by field; values but the payload are text, to be legible in `redis-cli`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.batch import Batch
+from app.errors import StreamLost, StreamUnavailable
+
+STREAM = "log_events"
+GROUP = "log-processors"
+DEAD_LETTERS = "log_events_dlq"
+
+# At 0: what was added before the group existed is delivered too.
+CREATE_GROUP = ("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
+
+_CODES: dict[type[Exception], str] = {
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.AuthenticationError: "NOAUTH",
+    redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.TimeoutError: "deadline",
+}
+
+
+def pool(url: str, timeout_s: float) -> redis.ConnectionPool:
+    """Returns a pool whose connections give up after `timeout_s` of silence and never retry: a second XADD is ours to
+    decide, and one that timed out may have been applied.
+    """
+    return redis.ConnectionPool.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, socket_keepalive=True, protocol=2,
+        retry=Retry(NoBackoff(), 0), health_check_interval=0,
+    )
+
+
+def fields_of(batch: Batch) -> tuple[str | bytes | int, ...]:
+    """Returns the entry of a batch: names and values in turn, as XADD takes them."""
+    return (
+        "batch_id", batch.batch_id, "version", batch.version, "count", batch.count, "sha256", batch.sha256,
+        "received_at", batch.received_at, "payload", batch.payload,
+    )
+
+
+def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
+    """Returns the batch of an entry.
+
+    Raises:
+        KeyError, ValueError: It is not an entry of this service.
+    """
+    return Batch(
+        batch_id=fields[b"batch_id"].decode(), count=int(fields[b"count"]), sha256=fields[b"sha256"].decode(),
+        received_at=fields[b"received_at"].decode(), payload=fields[b"payload"], version=int(fields[b"version"]),
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns what redis-py raises into `StreamUnavailable` or `StreamLost`."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> StreamUnavailable:
+    """Returns the error of ours for one of redis-py's."""
+    text = str(error)
+    if "NOGROUP" in text or text.startswith("UNBLOCKED"):
+        return StreamLost("NOGROUP", text)
+    code = _CODES.get(type(error)) or text.partition(" ")[0]
+    return StreamUnavailable(code if code.isupper() or code == "deadline" else "connect", text)
+
+
+def ensure_group(client: redis.Redis) -> bool:
+    """Creates the consumer group, and the stream with it; returns whether it was not there.
+
+    Raises:
+        StreamUnavailable: Redis is away or refuses.
+    """
+    with translated():
+        try:
+            client.execute_command(*CREATE_GROUP)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+            return False
+        return True
