@@ -50,7 +50,7 @@ class Metrics:
     def __init__(self, directory: str, client: redis.Redis) -> None:
         self._registry = CollectorRegistry()
         MultiProcessCollector(self._registry, directory)
-        self._registry.register(StreamCollector(client))  # type: ignore[arg-type]
+        self._registry.register(StreamCollector(client))
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answers in Prometheus's text format."""

@@ -3,6 +3,7 @@
 An entry is a Batch, field by field; values but the payload are text, to be legible in `redis-cli`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app import moment
 from app.batch import Batch
 from app.errors import StreamLost, StreamUnavailable
 
@@ -19,6 +21,8 @@ DEAD_LETTERS = "log_events_dlq"
 
 # At 0: what was added before the group existed is delivered too.
 CREATE_GROUP = ("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
+
+_HEAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} [1-9]\d{0,8} [0-9a-f]{64} \d{1,3}", re.ASCII)
 
 _CODES: dict[type[Exception], str] = {
     redis.exceptions.BusyLoadingError: "LOADING",
@@ -54,10 +58,12 @@ def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
     Raises:
         KeyError, ValueError: It is not an entry of this service.
     """
-    return Batch(
-        batch_id=fields[b"batch_id"].decode(), count=int(fields[b"count"]), sha256=fields[b"sha256"].decode(),
-        received_at=fields[b"received_at"].decode(), payload=fields[b"payload"], version=int(fields[b"version"]),
-    )
+    head = b" ".join([fields[b"batch_id"], fields[b"count"], fields[b"sha256"], fields[b"version"]]).decode()
+    if not _HEAD.fullmatch(head):
+        raise ValueError(f"not the id, count, sha256 and version of a batch: {head[:200]!r}")
+    batch_id, count, sha256, version = head.split(" ")
+    received_at = moment.parse(fields[b"received_at"].decode())
+    return Batch(batch_id, int(count), sha256, received_at, fields[b"payload"], int(version))
 
 
 @contextmanager

@@ -1,0 +1,135 @@
+"""A consumer's side of the stream: reads entries by bytes, acknowledges them, buries what can never be loaded.
+
+The entries that this consumer was given before come first: after a start, and after every failed round.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from app import log, stream
+from app.batch import Batch
+from workers import metric
+
+logger = logging.getLogger(__name__)
+
+_NEW = ">"
+_BLOCK_MS = 1000
+
+# Keys: the stream. Arguments: group, consumer, the id after which to read, the byte budget.
+# Redis reads by count alone and entries are of any size, so this takes one after the other until the budget is spent.
+_READ = """
+local start, budget, entries, bytes = ARGV[3], tonumber(ARGV[4]), {}, 0
+while bytes < budget do
+  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], start)
+  local entry = reply and reply[1][2][1]
+  if not entry then break end
+  entries[#entries + 1] = entry
+  if start ~= '>' then start = entry[1] end
+  for i = 2, #(entry[2] or {}), 2 do bytes = bytes + #entry[2][i] end
+end
+return entries
+"""
+
+
+class Entry(NamedTuple):
+    """A batch in the stream; `raw` holds its fields as they are there."""
+
+    entry_id: bytes
+    batch: Batch
+    raw: dict[bytes, bytes]
+
+
+class Inbox:
+    """Owns what is pending under one consumer name.
+
+    Args:
+        client: Its socket timeout is above one second, the time that a read may block.
+        consumer: Stable over restarts, used by one process at a time.
+        max_bytes: Bytes after which a read takes no further entry.
+    """
+
+    def __init__(self, client: redis.Redis, consumer: str, max_bytes: int) -> None:
+        self._client = client
+        self._consumer = consumer
+        self._max_bytes = max_bytes
+        self._script = client.register_script(_READ)
+        self._start = "0"
+
+    def rewind(self) -> None:
+        """Makes the next read begin with the entries that were read and not acknowledged."""
+        self._start = "0"
+
+    def read(self) -> list[Entry]:
+        """Returns the next entries, after at most a second none.
+
+        Raises:
+            StreamUnavailable: Redis is away or refuses.
+            StreamLost: The group is gone.
+        """
+        with stream.translated():
+            found = self._found()
+        if self._start != _NEW and not found:
+            self._start = _NEW
+        elif self._start != _NEW:
+            self._start = found[-1][0].decode()
+        return [entry for entry_id, fields in found if (entry := self._entry(entry_id, fields))]
+
+    def _found(self) -> list[tuple[bytes, list[bytes] | None]]:
+        arguments = (stream.GROUP, self._consumer, self._start, self._max_bytes)
+        found: list[tuple[bytes, list[bytes] | None]] = self._script(keys=[stream.STREAM], args=arguments)
+        return found or self._waited()
+
+    def _waited(self) -> list[tuple[bytes, list[bytes] | None]]:
+        """Blocks for one entry; more that came meanwhile are left to the next read."""
+        if self._start != _NEW:
+            return []
+        reply: Any = self._client.execute_command(
+            "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", _BLOCK_MS,
+            "STREAMS", stream.STREAM, _NEW,
+        )
+        return [(entry_id, [part for pair in fields.items() for part in pair])
+                for _, entries in reply or () for entry_id, fields in entries]
+
+    def _entry(self, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
+        if fields is None:
+            metric.lost_entries.inc()
+            logger.critical(log.line("entry_lost", entry=entry_id.decode(), why="deleted while it was pending"))
+            self.ack([entry_id])
+            return None
+        raw = dict(zip(fields[::2], fields[1::2]))
+        try:
+            return Entry(entry_id, stream.batch_of(raw), raw)
+        except (KeyError, ValueError) as error:
+            self.bury(entry_id, raw, "not_an_entry", repr(error))
+            return None
+
+    def ack(self, entry_ids: Sequence[bytes]) -> None:
+        """Releases entries: acknowledged and deleted, both or neither.
+
+        Raises:
+            StreamUnavailable: Unknown whether it happened; the ledger makes another load harmless.
+        """
+        with stream.translated(), self._client.pipeline(transaction=True) as pipe:
+            # HANDOVER 4, release
+            pipe.xack(stream.STREAM, stream.GROUP, *entry_ids)
+            pipe.xdel(stream.STREAM, *entry_ids)
+            pipe.execute()
+
+    def bury(self, entry_id: bytes, raw: dict[bytes, bytes], reason: str, detail: str) -> None:
+        """Moves an entry to the dead letters with the reason, in one transaction.
+
+        Raises:
+            StreamUnavailable: Unknown whether it happened.
+        """
+        letter: Any = {**raw, b"reason": reason, b"detail": detail[:1000]}
+        with stream.translated(), self._client.pipeline(transaction=True) as pipe:
+            # HANDOVER 5, copy and release
+            pipe.xadd(stream.DEAD_LETTERS, letter)
+            pipe.xack(stream.STREAM, stream.GROUP, entry_id)
+            pipe.xdel(stream.STREAM, entry_id)
+            pipe.execute()
+        metric.buried_batches.labels(reason).inc()
+        logger.error(log.line("batch_buried", entry=entry_id.decode(), reason=reason, detail=detail))

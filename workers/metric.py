@@ -1,0 +1,19 @@
+"""The consumers' metrics. Labels come from closed sets alone; `ops/REFERENCE.md` says what each one means."""
+
+from prometheus_client import Counter, Histogram
+
+loaded_batches = Counter("ingest_loaded_batches_total", "Batches committed to PostgreSQL.")
+loaded_events = Counter("ingest_loaded_events_total", "Events committed to PostgreSQL.")
+loaded_bytes = Counter("ingest_loaded_bytes_total", "Bytes of payload committed to PostgreSQL.")
+duplicate_batches = Counter("ingest_duplicate_batches_total", "Batches that the ledger knew: acknowledged, not loaded.")
+buried_batches = Counter("ingest_buried_batches_total", "Batches moved to the dead letters, by reason.", ["reason"])
+lost_entries = Counter("ingest_lost_entries_total", "Entries that somebody deleted while they were pending.")
+groups_created = Counter("ingest_groups_created_total", "Times that a consumer had to create the consumer group.")
+failed_steps = Counter("ingest_failed_steps_total", "Rounds ended by a server that is away, by server.", ["server"])
+load_seconds = Histogram(
+    "ingest_load_seconds", "From the first ledger row to COMMIT.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
+)
+load_batches = Histogram(
+    "ingest_load_batches", "Batches in one transaction.", buckets=(1, 2, 5, 10, 20, 50, 100, 500, 1000, 5000, 20000),
+)

@@ -1,0 +1,99 @@
+"""Every statement that the loader sends, and how the tables are made: safely when several start at once.
+
+`log_events` has a partition a day on the event's time, made ahead, and a DEFAULT one for what falls outside, so that a
+strange time is no outage. Nothing on it is unique: duplicates are removed per batch, by the ledger `log_batches`.
+"""
+
+import logging
+from datetime import UTC, date, datetime, timedelta
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+
+from app import log
+from app.batch import COLUMNS
+
+logger = logging.getLogger(__name__)
+
+# Locks of the service, held until the end of the transaction; the number is "spillway" cut to 31 bits, and arbitrary.
+_LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
+_IS_MADE = "SELECT to_regclass('log_events_default') IS NOT NULL AND to_regclass('log_batches') IS NOT NULL"
+_MAKE = """
+CREATE TABLE IF NOT EXISTS log_events (
+    ts timestamptz NOT NULL,
+    received_at timestamptz NOT NULL,
+    batch_id uuid NOT NULL,
+    batch_index integer NOT NULL,
+    level text,
+    severity smallint,
+    service text,
+    host text,
+    message text NOT NULL,
+    trace_id text,
+    span_id text,
+    attributes jsonb NOT NULL
+) PARTITION BY RANGE (ts);
+COMMENT ON COLUMN log_events.severity IS 'OpenTelemetry severity number, 1 to 24, where the level says one';
+CREATE INDEX IF NOT EXISTS log_events_ts ON log_events USING brin (ts);
+CREATE TABLE IF NOT EXISTS log_events_default PARTITION OF log_events DEFAULT;
+CREATE TABLE IF NOT EXISTS log_batches (
+    batch_id uuid PRIMARY KEY,
+    body_sha256 bytea NOT NULL,
+    event_count integer NOT NULL,
+    received_at timestamptz NOT NULL,
+    loaded_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+"""
+
+ENTER = """
+INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at)
+SELECT id, decode(sha256, 'hex'), events, received_at
+FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[]) AS fresh (id, sha256, events, received_at)
+ORDER BY id
+ON CONFLICT (batch_id) DO NOTHING
+RETURNING batch_id::text
+"""
+KNOWN = "SELECT batch_id::text, encode(body_sha256, 'hex') FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
+COPY = f"COPY log_events ({', '.join(COLUMNS)}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"
+
+_PARTITION_EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+# Not CREATE … PARTITION OF: that would lock the parent against every COPY.
+_MAKE_PARTITION = "CREATE TABLE {name} (LIKE log_events INCLUDING DEFAULTS INCLUDING COMMENTS)"
+_ATTACH_PARTITION = """
+ALTER TABLE log_events ATTACH PARTITION {name} FOR VALUES FROM ('{start} 00:00Z') TO ('{end} 00:00Z')
+"""
+
+
+def ensure(connection: Connection) -> None:
+    """Makes the tables where they are missing. Raises psycopg2.Error."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_IS_MADE)
+        # Asked first: even CREATE INDEX IF NOT EXISTS would wait for every load at work.
+        if not cursor.fetchone()[0]:  # type: ignore[index]
+            cursor.execute(_LOCK)
+            cursor.execute(_MAKE)
+            logger.warning(log.line("schema_made"))
+
+
+def ensure_partitions(connection: Connection, days_ahead: int) -> None:
+    """Makes the partitions from yesterday to `days_ahead` days from now (UTC). Raises psycopg2.Error."""
+    today = datetime.now(UTC).date()
+    for offset in range(-1, days_ahead + 1):
+        try:
+            _ensure_partition(connection, today + timedelta(days=offset))
+        except psycopg2.errors.CheckViolation:
+            # The DEFAULT partition holds rows of that day already. They stay there, and so do those that follow.
+            logger.warning(log.line("partition_refused", day=today + timedelta(days=offset), why="rows in default"))
+
+
+def _ensure_partition(connection: Connection, day: date) -> None:
+    name = f"log_events_{day:%Y%m%d}"
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_PARTITION_EXISTS, (name,))
+        if cursor.fetchone()[0]:  # type: ignore[index]
+            return
+        cursor.execute(_LOCK)
+        cursor.execute(_PARTITION_EXISTS, (name,))
+        if not cursor.fetchone()[0]:  # type: ignore[index]
+            cursor.execute(_MAKE_PARTITION.format(name=name))
+            cursor.execute(_ATTACH_PARTITION.format(name=name, start=day, end=day + timedelta(days=1)))
