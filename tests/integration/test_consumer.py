@@ -1,0 +1,245 @@
+"""The consumer on real servers: what it reads, in which order, what it does with duplicates and with servers away."""
+
+import os
+import signal
+import threading
+import tracemalloc
+
+import psycopg2
+import pytest
+import redis
+
+from app import batch, stream
+from tests import journal
+from workers import schema
+from workers.errors import Unavailable
+from workers.inbox import Inbox
+
+
+@pytest.fixture
+def client(redis_url):
+    client = redis.Redis.from_url(redis_url)
+    stream.ensure_group(client)
+    return client
+
+
+def one_row(database_url, query):
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        row = cursor.fetchone()
+    connection.close()
+    return row
+
+
+def test_batches_become_rows_with_a_ledger_row_each_and_leave_the_stream(client, redis_url, database_url):
+    batches = [journal.make_batch(f"batch {number}", count=number + 1) for number in range(4)]
+    journal.append(client, *batches)
+    journal.drain(redis_url, database_url)
+    expected = {one.batch_id: journal.messages(one, f"batch {number}") for number, one in enumerate(batches)}
+    assert journal.stored(database_url) == expected
+    assert one_row(database_url, "SELECT count(*), sum(event_count) FROM log_batches") == (4, 10)
+    assert client.xlen(stream.STREAM) == 0
+    assert client.xpending(stream.STREAM, stream.GROUP)["pending"] == 0
+
+
+def test_copies_of_a_batch_are_stored_once_within_a_load_and_across_loads(client, redis_url, database_url):
+    one = journal.make_batch()
+    journal.append(client, one, one, one)
+    journal.drain(redis_url, database_url)
+    journal.append(client, one)
+    journal.drain(redis_url, database_url)
+    assert journal.stored(database_url) == {one.batch_id: journal.messages(one)}
+
+
+@pytest.mark.parametrize("is_one_load", [True, False])
+def test_a_key_that_comes_back_with_another_body_is_buried_not_swallowed(
+    is_one_load, client, redis_url, database_url
+):
+    first, second = journal.make_batch("first", key="k"), journal.make_batch("second", key="k")
+    journal.append(client, first)
+    if not is_one_load:
+        journal.drain(redis_url, database_url)
+    journal.append(client, second)
+    journal.drain(redis_url, database_url)
+    assert journal.stored(database_url) == {first.batch_id: journal.messages(first, "first")}
+    (_, letter), = client.xrange(stream.DEAD_LETTERS)
+    assert letter[b"reason"] == b"idempotency_conflict" and stream.batch_of(letter) == second
+
+
+def test_consumers_racing_for_copies_of_the_same_batches_store_each_once(client, redis_url, database_url):
+    batches = [journal.make_batch(f"batch {number}") for number in range(20)]
+    for _ in range(4):
+        journal.append(client, *batches)
+    threads = [
+        threading.Thread(target=journal.drain, args=(redis_url, database_url, f"consumer-{number}"))
+        for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(journal.stored(database_url)) == sorted(one.batch_id for one in batches)
+    assert one_row(database_url, "SELECT count(*) FROM log_events") == (60,)
+
+
+def test_a_restarted_consumer_takes_its_own_pending_entries_first(client, redis_url):
+    old, new = journal.append(client, journal.make_batch("old"), journal.make_batch("new"))
+    client.xreadgroup(stream.GROUP, "consumer-00", {stream.STREAM: ">"}, count=1)
+    inbox = Inbox(client, "consumer-00", 1)
+    assert [[entry.entry_id for entry in inbox.read()] for _ in range(3)] == [[old], [], [new]]
+
+
+def test_a_read_takes_no_further_entry_once_its_bytes_are_spent(client):
+    ids = journal.append(client, *(journal.make_batch("x" * 1000, count=100) for _ in range(30)))
+    inbox = Inbox(client, "consumer-00", 300_000)
+    reads = []
+    while sum(map(len, reads)) < len(ids):
+        reads.append([entry.entry_id for entry in inbox.read()])
+    assert [entry_id for read in reads for entry_id in read] == ids
+    assert max(map(len, reads)) <= 3
+
+
+def test_memory_is_bounded_by_bytes_whatever_the_size_of_the_entries(client):
+    journal.append(client, *(journal.make_batch("small", count=1) for _ in range(500)))
+    journal.append(client, *(journal.make_batch("x" * 1000, count=4000) for _ in range(16)))
+    inbox = Inbox(client, "consumer-00", 1 << 20)
+    inbox.read()
+    tracemalloc.start()
+    for _ in range(20):
+        inbox.read()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 40 << 20  # sixteen such entries are 70 MB
+
+
+def test_an_entry_that_is_no_batch_is_buried_and_the_others_are_loaded(client, redis_url, database_url):
+    one = journal.make_batch()
+    client.xadd(stream.STREAM, {"hello": "world"})
+    client.xadd(stream.STREAM, dict(zip(*[iter(stream.fields_of(one))] * 2)) | {"batch_id": "'; DROP TABLE"})
+    journal.append(client, one)
+    journal.drain(redis_url, database_url)
+    assert journal.stored(database_url) == {one.batch_id: journal.messages(one)}
+    assert [letter[b"reason"] for _, letter in client.xrange(stream.DEAD_LETTERS)] == [b"not_an_entry"] * 2
+
+
+def test_a_pending_entry_that_somebody_deleted_is_reported_and_does_not_block(
+    client, redis_url, database_url, caplog
+):
+    gone, kept = journal.make_batch("gone"), journal.make_batch("kept")
+    entry_id, _ = journal.append(client, gone, kept)
+    client.xreadgroup(stream.GROUP, "consumer-00", {stream.STREAM: ">"})
+    client.xdel(stream.STREAM, entry_id)
+    journal.drain(redis_url, database_url)
+    assert list(journal.stored(database_url)) == [kept.batch_id]
+    assert "entry_lost" in caplog.text
+    assert client.xpending(stream.STREAM, stream.GROUP)["pending"] == 0
+
+
+def test_a_batch_of_a_newer_format_is_held_and_said_so(client, redis_url, database_url):
+    one = journal.make_batch()
+    newer = batch.Batch(one.batch_id, one.count, one.sha256, one.received_at, one.payload, batch.FORMAT + 1)
+    journal.append(client, newer)
+    consumer = journal.make_consumer(redis_url, database_url)
+    consumer.step()  # asks for what is pending, before anything new
+    with pytest.raises(Unavailable, match="upgrade"):
+        consumer.step()
+    assert client.xlen(stream.STREAM) == 1
+
+
+def test_events_go_to_the_partition_of_their_day_and_strange_days_to_the_default(client, redis_url, database_url):
+    one = journal.make_batch(count=1)
+    now_row = one.payload
+    far_row = now_row.replace(b"\t0\t20", b"\t0\t21", 1)
+    journal.append(client, one, batch.Batch(batch.new_id(), 1, one.sha256, one.received_at, far_row))
+    journal.drain(redis_url, database_url)
+    places = "SELECT array_agg(DISTINCT tableoid::regclass::text ORDER BY tableoid::regclass::text) FROM log_events"
+    today = "SELECT 'log_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')"
+    assert one_row(database_url, places)[0] == [one_row(database_url, today)[0], "log_events_default"]
+
+
+def test_eight_consumers_that_start_at_once_on_an_empty_database_make_one_schema(client, database_url, redis_url):
+    processes = [start_consumer(redis_url, database_url, f"consumer-{number}") for number in range(8)]
+    try:
+        made = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('log_events')"
+        connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'spillway consumer-_'"
+        journal.until(lambda: one_row(database_url, made)[0] >= 10, "the partitions")
+        journal.until(lambda: one_row(database_url, connected)[0] == 8, "all of them to be connected")
+        assert all(process.poll() is None for process in processes)
+    finally:
+        stop(*processes)
+
+
+def test_partitions_are_made_where_the_default_holds_rows_of_the_day_already(database_url, caplog):
+    connection = psycopg2.connect(database_url)
+    schema.ensure(connection)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO log_events (ts, received_at, batch_id, batch_index, message, attributes)"
+                       " VALUES (now(), now(), gen_random_uuid(), 0, 'early', '{}')")
+    schema.ensure_partitions(connection, 2)
+    connection.close()
+    assert one_row(database_url, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'log_events'::regclass") == (4,)
+    assert "partition_refused" in caplog.text
+
+
+def start_consumer(redis_url, database_url, name="consumer-00", log=None):
+    return journal.start("-m", "workers.consumer", log=log, REDIS_URL=redis_url, DATABASE_URL=database_url,
+                         SPILLWAY_CONSUMER_NAME=name)
+
+
+def stop(*processes):
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=30) for process in processes] == [0] * len(processes)
+
+
+def test_after_flushall_the_group_is_made_again_and_nothing_new_is_missed(client, redis_url, database_url, tmp_path):
+    process = start_consumer(redis_url, database_url, log=tmp_path / "log")
+    try:
+        first = journal.make_batch("first")
+        journal.append(client, first)
+        journal.until(lambda: client.xlen(stream.STREAM) == 0, "the first batch to be loaded")
+        client.flushall()
+        second = journal.make_batch("second")
+        journal.append(client, second)
+        journal.until(lambda: second.batch_id in journal.stored(database_url), "the second batch to be stored")
+        assert b"group_created" in (tmp_path / "log").read_bytes()
+    finally:
+        stop(process)
+
+
+def test_a_consumer_waits_for_both_servers_and_goes_on_when_they_are_back(
+    client, redis_url, database_url, redis_server, postgres_server, tmp_path
+):
+    process = start_consumer(redis_url, database_url, log=tmp_path / "log")
+    try:
+        for server, words in ((postgres_server, b"load_failed"), (redis_server, b"redis_unavailable")):
+            one = journal.make_batch(words.decode())
+            server.stop()
+            try:
+                if server is postgres_server:
+                    journal.append(client, one)
+                journal.until(lambda: words in (tmp_path / "log").read_bytes(), "the consumer to say so")
+            finally:
+                server.start()
+            if server is redis_server:
+                journal.append(redis.Redis.from_url(redis_url), one)
+            journal.until(lambda: one.batch_id in journal.stored(database_url), "the batch to be stored")
+            assert process.poll() is None
+    finally:
+        stop(process)
+
+
+def test_sigterm_lets_the_load_at_hand_finish(client, redis_url, database_url):
+    batches = [journal.make_batch(f"batch {number}", count=1000) for number in range(50)]
+    process = start_consumer(redis_url, database_url)
+    journal.append(client, *batches)
+    journal.until(lambda: client.xlen(stream.STREAM) < 50, "the load to begin")
+    stop(process)
+    assert client.xpending(stream.STREAM, stream.GROUP)["pending"] == 0
+    journal.drain(redis_url, database_url)
+    assert one_row(database_url, "SELECT count(*) FROM log_events") == (50_000,)
+
+
+def test_a_consumer_without_its_settings_says_which_and_exits_with_78():
+    process = journal.start("-m", "workers.consumer", REDIS_URL="", DATABASE_URL="")
+    assert process.wait(timeout=30) == os.EX_CONFIG

@@ -1,0 +1,85 @@
+"""What tests of the pipeline share: making batches, appending them, draining the stream, and reading what is stored."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import redis
+
+from app import batch, form, stream
+from workers.consumer import Consumer
+from workers.inbox import Inbox
+from workers.loader import Loader
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMITS = form.Limits(10_000, 1 << 20)
+DEADLINE_S = 60
+
+
+def make_batch(text="event", count=3, key=None):
+    """Returns a batch of `count` events whose messages are `<text> <index>`."""
+    body = "\n".join(f"{text} {index}" for index in range(count)).encode()
+    batch_id = batch.new_id() if key is None else batch.id_of_key(key)
+    return form.to_batch(form.FORMS["text/plain"], body, [], batch_id, time.time_ns(), LIMITS)
+
+
+def append(client, *batches):
+    """Adds entries to the stream and returns their ids."""
+    return [client.execute_command("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches]
+
+
+def make_consumer(redis_url, database_url, name="consumer-00", max_bytes=8 << 20):
+    """Returns a consumer as `workers.consumer.main` makes it."""
+    client = redis.Redis.from_url(redis_url, socket_timeout=5, protocol=2)
+    return Consumer(
+        Inbox(client, name, max_bytes), Loader(database_url, name, 1), lambda: stream.ensure_group(client)
+    )
+
+
+def drain(redis_url, database_url, name="consumer-00"):
+    """Runs a consumer in this process until the stream is empty."""
+    client = redis.Redis.from_url(redis_url)
+    stream.ensure_group(client)
+    consumer = make_consumer(redis_url, database_url, name)
+    until(lambda: (consumer.step(), client.xlen(stream.STREAM) == 0)[1], "the stream to be empty")
+
+
+def stored(database_url):
+    """Returns the stored messages by batch id, in order of their index; none while there is no table yet."""
+    found = {}
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute("SELECT batch_id::text, message FROM log_events ORDER BY batch_id, batch_index")
+        except psycopg2.errors.UndefinedTable:
+            return found
+        for batch_id, message in cursor.fetchall():
+            found.setdefault(batch_id, []).append(message)
+    return found
+
+
+def messages(one, text="event"):
+    """Returns what `stored` should say of a batch that `make_batch` made."""
+    return [f"{text} {index}" for index in range(one.count)]
+
+
+def until(condition, what, deadline_s=DEADLINE_S):
+    """Polls a condition and returns its first true value; fails after the deadline."""
+    ends_at = time.monotonic() + deadline_s
+    while time.monotonic() < ends_at:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {deadline_s} s for {what}")
+
+
+def start(*command, log=None, **environ):
+    """Starts a subprocess of this interpreter in the checkout; its output goes to `log`."""
+    output = open(log, "ab") if log else subprocess.DEVNULL
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=output, stderr=output,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+    )

@@ -1,0 +1,116 @@
+"""The house, read from the syntax trees: who imports whom, how large things are, and what has to be documented."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("app", "workers", "wal", "ops", "loadtest")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+CONTRACT = {"batch", "errors", "log", "moment", "settings", "stream"}
+MAY_IMPORT = {
+    "app": {"app", "wal"},
+    "workers": {"workers", "wal", *(f"app.{name}" for name in CONTRACT)},
+    "wal": {"wal"},
+    "ops": {"app", "ops", "wal", "workers"},
+    "loadtest": {"loadtest"},
+}
+FRAMEWORKS = {"falcon", "gevent", "gunicorn", "prometheus_client"}
+NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "core", "misc"}
+# `run` of a greenlet or a process, and the HTTP handler of last resort.
+MAY_CATCH_ALL = {"app/committer.py"}
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(), str(path))
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: imports are absolute"
+            # `from app import log` imports the module app.log.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_allowed(imported, allowed):
+    return any(imported == prefix or imported.startswith(f"{prefix}.") for prefix in allowed)
+
+
+def test_the_checkout_has_modules():
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_dependencies_point_one_way(path):
+    package = name_of(path).split("/")[0]
+    ours = [imported for imported in imports_of(path) if imported.split(".")[0] in PACKAGES]
+    wrong = [imported for imported in ours if not is_allowed(imported, MAY_IMPORT[package])]
+    assert not wrong, f"{package} may import {sorted(MAY_IMPORT[package])}"
+    if package == "wal":
+        assert all(imported.split(".")[0] in {*sys.stdlib_module_names, "wal"} for imported in imports_of(path))
+
+
+@pytest.mark.parametrize("path", [ROOT / "app" / f"{name}.py" for name in sorted(CONTRACT)], ids=name_of)
+def test_contract_modules_import_no_framework_and_no_other_module_of_app(path):
+    for imported in imports_of(path):
+        assert imported.split(".")[0] not in FRAMEWORKS
+        if imported.startswith("app."):
+            assert imported.split(".")[1] in CONTRACT
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_have_names_sizes_and_docstrings(path):
+    assert path.stem not in NO_NAMES
+    assert path.read_text().count("\n") <= 250
+    assert ast.get_docstring(tree_of(path)), "a module says what it owns"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_functions_are_short_and_public_ones_documented(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 40, f"{node.name} is over 40 lines"
+            is_protocol_stub = isinstance(node.body[-1], ast.Expr) and isinstance(node.body[-1].value, ast.Constant)
+            if not node.name.startswith("_") and not is_protocol_stub:
+                assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_swallowed(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: a bare except"
+            if isinstance(node.type, ast.Name) and node.type.id == "Exception":
+                assert name_of(path) in MAY_CATCH_ALL, f"line {node.lineno}"
+
+
+def test_every_handover_names_a_test_that_exists():
+    named = {
+        (name_of(path), test) for path in MODULES for test in re.findall(r"tests/[\w/]+\.py", path.read_text())
+    }
+    assert named
+    assert not [pair for pair in named if not (ROOT / pair[1]).exists()]
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists():
+    reference = (ROOT / "ops/REFERENCE.md").read_text()
+    documented = set(re.findall(r"^\| `(ingest_\w+)`", reference, re.MULTILINE))
+    defined = {name for path in MODULES for name in re.findall(r'(?:Counter|Histogram|Gauge\w*)\(\s*"(\w+)"',
+                                                               path.read_text())}
+    assert defined == documented
+
+
+def test_the_table_of_settings_is_the_code():
+    assert settings.table() in (ROOT / "ops/REFERENCE.md").read_text()
