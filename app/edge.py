@@ -14,6 +14,7 @@ from app.appender import Appender
 from app.committer import Committer
 from app.errors import SettingError
 from app.ingest import Ingest
+from app.monitor import Monitor
 from app.settings import Settings
 
 
@@ -54,6 +55,8 @@ def create_app(committer: Committer, appender: Appender, settings: Settings) -> 
     app.add_route("/ingest", Ingest(committer, appender, settings))
     app.add_route("/livez", Live())
     app.add_route("/readyz", Ready(committer))
+    if settings.database_url:
+        app.add_route("/batches/{batch_id:uuid}", Monitor(settings.database_url))
     return app
 
 
