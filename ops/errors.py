@@ -1,0 +1,17 @@
+"""What can go wrong while the service is run, and what the operator does next.
+
+    SpillwayError
+    ├── SettingError    (app.errors) mend the environment; nothing was started
+    └── StackFailed     the processes did not do what was asked; the message says which and why
+        └── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
+"""
+
+from app.errors import SpillwayError
+
+
+class StackFailed(SpillwayError):
+    """A process did not start, answer or end in time. The message names it, with the end of its log."""
+
+
+class NotReady(StackFailed):
+    """Every process runs, but not everything answers yet; it stays up and becomes ready when its servers do."""

@@ -1,0 +1,41 @@
+"""The commands of our own processes, the same under supervisor and in a container."""
+
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+from app.settings import Settings
+
+NAMES = ("ingest", "admin", "consumer")
+
+_GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).with_name("gunicorn_conf.py"))]
+
+
+def command(name: str, settings: Settings) -> list[str]:
+    """Returns the command of one process, which reads the rest of its settings from the environment."""
+    if name == "consumer":
+        return [sys.executable, "-m", "workers.consumer"]
+    is_ingest = name == "ingest"
+    host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
+    workers = settings.workers if is_ingest else 1
+    app = "app.edge:get_app()" if is_ingest else "app.admin:get_app()"
+    return [*_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--name={name}", app]
+
+
+def environment(environ: Mapping[str, str], state: Path, metrics: Path, urls: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment of the processes: the caller's, with what they must agree on filled in."""
+    return {**environ, **urls, "SPILLWAY_DATA_DIR": str(state), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+
+
+def url(host: str, port: int) -> str:
+    """Returns where a listener is reached from this machine."""
+    address = ip_address(host)
+    if address.is_unspecified:
+        address = ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://{authority(str(address), port)}"
+
+
+def authority(host: str, port: int) -> str:
+    """Returns `host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,179 @@
+"""Everything that runs for one data directory: started together, found again by anyone, ended without remainder.
+
+The directory is the state. What a later command needs to know of the running stack, passwords included, stands in its
+`stack.json`, as it was when it was started; nothing is derived a second time from an environment that may differ.
+"""
+
+import fcntl
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from app.settings import Settings
+from ops import family, metrics_dir, program, secret, supervisor_config
+from ops.errors import StackFailed
+from ops.port import Port, check
+from ops.postgres_server import PostgresServer
+from ops.redis_server import RedisServer
+from ops.supervisor_client import ERRORS, Process, SupervisorClient
+
+_STOP_S = 300.0  # more than the sum of all `stopwaitsecs`
+_ORPHAN_STOP_S = 25.0  # more than gunicorn's graceful_timeout
+_MAX_LOG_BYTES = 64 << 20
+_POLL_S = 0.1
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What the running stack is made of; the URLs hold passwords."""
+
+    ingest_url: str
+    admin_url: str
+    redis_url: str
+    database_url: str
+    data_dir: str
+    supervisor_config: str
+    embedded: list[str]
+
+
+class Stack:
+    """The stack of one data directory.
+
+    Args:
+        state: The data directory; it need not exist.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state.resolve()
+        self.log = self.state / "log"
+        self._config = self.state / "supervisord.conf"
+        self._facts = self.state / "stack.json"
+        self._client = SupervisorClient(self.state / "supervisor.sock")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps others from starting or ending the same stack at the same time."""
+        self.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with open(self.state / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def is_up(self) -> bool:
+        """Whether a supervisord runs, answering or not."""
+        return bool(family.supervisords(self.state))
+
+    def orphans(self) -> set[int]:
+        """Returns what a supervisord that was killed has left running."""
+        return set() if self.is_up() else family.children(self.state)
+
+    def facts(self) -> Facts:
+        """Returns what the stack was last started with."""
+        return msgspec.json.decode(self._facts.read_bytes(), type=Facts)
+
+    def processes(self) -> list[Process]:
+        """Returns the processes.
+
+        Raises:
+            StackFailed: supervisord runs and does not answer, or does not run.
+        """
+        try:
+            return self._client.processes()
+        except ERRORS as error:
+            pids = ", ".join(map(str, family.supervisords(self.state)))
+            raise StackFailed(f"supervisord (pid {pids or 'none'}) does not answer: {error}") from error
+
+    def start(self, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """Starts everything that is not running and returns supervisord; nothing need answer yet.
+
+        Raises:
+            SettingError: It cannot be started as it is set; nothing was.
+        """
+        supervisor_config.check(self.state)
+        redis = None if settings.redis_url else RedisServer(self.state, settings.redis_port, settings.redis_max_bytes)
+        postgres = None if settings.database_url else PostgresServer(self.state, settings.postgres_port)
+        servers = {name: server for name, server in (("redis", redis), ("postgres", postgres)) if server}
+        check(_ports(settings, servers))
+        commands = {name: server.prepare() for name, server in servers.items()}
+        facts = self._describe(settings, {name: server.url for name, server in servers.items()})
+        secret.write(self._facts, msgspec.json.format(msgspec.json.encode(facts)).decode())
+        secret.write(self._config, supervisor_config.render(settings, commands))
+        return self._launch(facts, environ)
+
+    def stop(self) -> bool:
+        """Ends everything, in order while supervisord answers, and waits until it has gone.
+
+        Returns:
+            Whether there was something to end.
+        """
+        found = family.supervisords(self.state) | family.children(self.state)
+        try:
+            self._client.shutdown()
+            _wait(lambda: not family.supervisords(self.state), _STOP_S)
+        except ERRORS:
+            pass
+        self._kill(family.supervisords, signal.SIGKILL, _STOP_S)
+        self._kill(family.children, signal.SIGTERM, _ORPHAN_STOP_S)
+        self._kill(family.children, signal.SIGKILL, _STOP_S)
+        for name in ("supervisor.sock", "supervisord.pid"):
+            (self.state / name).unlink(missing_ok=True)
+        metrics_dir.remove(metrics_dir.path(self.state))
+        return bool(found)
+
+    def _kill(self, find: Callable[[Path], set[int]], number: signal.Signals, deadline_s: float) -> None:
+        for pid in find(self.state):
+            family.end(pid, self.state, number)
+        _wait(lambda: not find(self.state), deadline_s)
+
+    def _describe(self, settings: Settings, embedded: Mapping[str, str]) -> Facts:
+        return Facts(
+            ingest_url=program.url(settings.bind, settings.port),
+            admin_url=program.url(settings.admin_bind, settings.admin_port),
+            redis_url=settings.redis_url or embedded["redis"],
+            database_url=settings.database_url or embedded["postgres"],
+            data_dir=str(self.state),
+            supervisor_config=str(self._config),
+            embedded=list(embedded),
+        )
+
+    def _launch(self, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        self.log.mkdir(mode=0o700, exist_ok=True)
+        for log in self.log.glob("*.log"):
+            if log.stat().st_size > _MAX_LOG_BYTES:
+                log.rename(log.with_suffix(".log.1"))
+        metrics = metrics_dir.path(self.state)
+        metrics_dir.wipe(metrics)
+        urls = {"REDIS_URL": facts.redis_url, "DATABASE_URL": facts.database_url}
+        with (self.log / "supervisord.log").open("ab") as log_file:
+            return subprocess.Popen(
+                family.supervisord_command(sys.executable, self.state),
+                env=program.environment(environ, self.state, metrics, urls),
+                # Python and gunicorn import from where they stand: it must not be a directory with an `app` of its own.
+                cwd=self.state,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log_file,
+                start_new_session=True,  # a terminal's Ctrl-C is for `spillway up`, which ends it in order
+            )
+
+
+def _ports(settings: Settings, embedded: Mapping[str, object]) -> list[Port]:
+    ports = [
+        Port("SPILLWAY_PORT", settings.bind, settings.port),
+        Port("SPILLWAY_ADMIN_PORT", settings.admin_bind, settings.admin_port),
+    ]
+    if "redis" in embedded:
+        ports.append(Port("SPILLWAY_REDIS_PORT", "127.0.0.1", settings.redis_port))
+    if "postgres" in embedded:
+        ports.append(Port("SPILLWAY_POSTGRES_PORT", "127.0.0.1", settings.postgres_port))
+    return ports
+
+
+def _wait(is_done: Callable[[], bool], deadline_s: float) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not is_done() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
