@@ -5,7 +5,9 @@ stands in `ops/REFERENCE.md`.
 """
 
 import os
+import re
 import socket
+import sys
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,8 +31,14 @@ def _doc(text: str) -> Meta:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings, named as in the environment without the prefix `SPILLWAY_`."""
 
-    database_url: Annotated[str | None, _doc("PostgreSQL (>= 14) as a libpq URL; unset: the embedded server.")] = None
-    redis_url: Annotated[str | None, _doc("Redis (>= 6.2) as a URL; unset: the embedded server.")] = None
+    database_url: Annotated[
+        Annotated[str, Meta(pattern="^postgres(ql)?://")] | None,
+        _doc("PostgreSQL (>= 14) as a libpq URL; unset: the embedded server."),
+    ] = None
+    redis_url: Annotated[
+        Annotated[str, Meta(pattern="^(rediss?|unix)://")] | None,
+        _doc("Redis (>= 6.2) as a URL; unset: the embedded server."),
+    ] = None
     data_dir: Annotated[str, _doc("State: embedded servers, logs, sockets.")] = "./var"
     bind: Annotated[str, _doc("IP address that ingest listens on.")] = "127.0.0.1"
     port: Annotated[Port, _doc("Port of ingest.")] = 8080
@@ -103,18 +111,15 @@ def _converted(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingError(f"{name}={text!r} is not allowed: {_allowed(kind)}") from error
+        shown = re.sub(r"(://[^:@/]*:)[^@]*(?=@)", r"\1***", text)
+        raise SettingError(f"{name}={shown!r} is not allowed: {_allowed(msgspec.inspect.type_info(kind))}") from error
 
 
 def _allowed(kind: Any) -> str:
-    match msgspec.inspect.type_info(kind):
-        case msgspec.inspect.Metadata(type=inner):
-            return _allowed_type(inner)
-        case inner:
-            return _allowed_type(inner)
-
-
-def _allowed_type(kind: Any) -> str:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _allowed(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return _allowed(next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)))
     if isinstance(kind, msgspec.inspect.IntType):
         return f"a whole number from {kind.ge} to {kind.le} is"
     if isinstance(kind, msgspec.inspect.LiteralType):
@@ -147,4 +152,8 @@ def table() -> str:
 
 if __name__ == "__main__":
     print(table())
-    Settings.from_env(os.environ)
+    try:
+        Settings.from_env(os.environ)
+    except SettingError as wrong:
+        print(wrong, file=sys.stderr)
+        sys.exit(os.EX_CONFIG)

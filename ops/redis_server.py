@@ -60,6 +60,6 @@ class RedisServer:
         ))
         return [str(binary.redis(self._least_major())), str(config)]
 
-    def _least_major(self) -> int:
+    def _least_major(self) -> int | None:
         # Redis 7 keeps its AOF in a directory; 6.2 would not see it there and start empty.
-        return 7 if (self.directory / "appendonlydir").exists() else 6
+        return 7 if (self.directory / "appendonlydir").exists() else None

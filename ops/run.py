@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             process.terminate()
         for process in processes:
             process.wait()
+        metrics_dir.remove(metrics)
 
 
 def _first(processes: list["subprocess.Popen[bytes]"]) -> int:

@@ -46,10 +46,14 @@ class Stack:
 
     Args:
         state: The data directory; it need not exist.
+
+    Raises:
+        SettingError: Nothing can run in it.
     """
 
     def __init__(self, state: Path) -> None:
         self.state = state.resolve()
+        supervisor_config.check(self.state)
         self.log = self.state / "log"
         self._config = self.state / "supervisord.conf"
         self._facts = self.state / "stack.json"
@@ -93,7 +97,6 @@ class Stack:
         Raises:
             SettingError: It cannot be started as it is set; nothing was.
         """
-        supervisor_config.check(self.state)
         redis = None if settings.redis_url else RedisServer(self.state, settings.redis_port, settings.redis_max_bytes)
         postgres = None if settings.database_url else PostgresServer(self.state, settings.postgres_port)
         servers = {name: server for name, server in (("redis", redis), ("postgres", postgres)) if server}

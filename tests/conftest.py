@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -21,8 +20,8 @@ import redis
 from ops import family
 from ops.postgres_server import PostgresServer
 from ops.redis_server import RedisServer
+from tests.journal import ROOT, until
 
-ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 30
 
 
@@ -36,15 +35,6 @@ def pick_port():
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
-
-
-def until(condition, what):
-    """Polls until `condition()` is true, and returns what it returned."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for {what}"
-        time.sleep(0.02)
-    return found
 
 
 class Server:

@@ -56,7 +56,10 @@ RETURNING batch_id::text
 KNOWN = "SELECT batch_id::text, encode(body_sha256, 'hex') FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
 COPY = f"COPY log_events ({', '.join(COLUMNS)}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"
 
-_PARTITION_EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+# Not to_regclass: it may answer from a cache that has not heard yet what the lock was waited for.
+_PARTITION_EXISTS = """
+SELECT EXISTS (SELECT FROM pg_class WHERE relname = %s AND relnamespace = current_schema()::regnamespace)
+"""
 # Not CREATE … PARTITION OF: that would lock the parent against every COPY.
 _MAKE_PARTITION = "CREATE TABLE {name} (LIKE log_events INCLUDING DEFAULTS INCLUDING COMMENTS)"
 _ATTACH_PARTITION = """

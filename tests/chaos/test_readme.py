@@ -64,6 +64,13 @@ def test_the_two_blocks_of_commands_do_what_the_text_around_them_says(shell, che
     assert shell("make down")
 
 
+def test_an_installation_without_the_extras_has_all_that_its_processes_import(checkout, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
+    subprocess.run([tmp_path / "bin/pip", "install", "--quiet", checkout], check=True)
+    modules = "gunicorn.workers.ggevent, app.edge, app.admin, workers.consumer, ops.up, ops.status, ops.run"
+    subprocess.run([tmp_path / "bin/python", "-c", f"import {modules}"], check=True, cwd=tmp_path)
+
+
 def test_bench_prints_the_ratio_to_a_bare_copy():
     done = subprocess.run([sys.executable, "-m", "ops.command", "bench", "--quick", "--rounds", "1", "--json"],
                           cwd=journal.ROOT, env={**os.environ, "PYTHONPATH": str(journal.ROOT)},

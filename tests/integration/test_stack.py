@@ -140,6 +140,7 @@ def test_a_setting_that_is_not_allowed_is_one_line_and_its_own_status(stack, set
     refused = stack(is_started=False, **{setting: value}).spillway("up", status=os.EX_CONFIG)
     assert len(refused.stderr.splitlines()) == 1
     assert setting in refused.stderr
+    assert not Path(f"/tmp/{'x' * 100}").exists()
 
 
 def test_data_of_a_postgres_that_is_not_installed_are_left_alone(stack):
