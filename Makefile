@@ -18,7 +18,7 @@ down:
 	@test ! -x $(VENV)/bin/spillway || $(VENV)/bin/spillway down
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(VENV)/bin/mypy
