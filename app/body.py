@@ -33,13 +33,14 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def read(stream: BinaryIO, length: int | None, max_bytes: int) -> bytes:
+def read(stream: BinaryIO, length: int | None, max_bytes: int, hold: Callable[[int], None]) -> bytes:
     """Reads a body as it was sent.
 
     Args:
         stream: The WSGI input.
         length: Content-Length; None: chunked.
         max_bytes: Most that is taken.
+        hold: Told the size of each piece that is kept; what it raises ends the reading.
 
     Raises:
         Rejected: 413 over the limit, 400 when the client stopped before `length`.
@@ -51,6 +52,7 @@ def read(stream: BinaryIO, length: int | None, max_bytes: int) -> bytes:
             break
         size += len(piece)
         if size <= max_bytes:
+            hold(len(piece))
             pieces.append(piece)
         elif length is None or size > 4 * max_bytes:
             break  # Up to there the rest is read and dropped, so that the client gets to read the answer.

@@ -31,6 +31,8 @@ class Log(Protocol):
 class Committer:
     """Owns the way from a request to the stream.
 
+    When a group fails, all that waited behind it fail with it: so that nobody waits for the deadline twice.
+
     Args:
         target: Where groups are appended.
         deadline_s: Longest that one group may take.
@@ -102,7 +104,9 @@ class Committer:
 
     def _fail(self, group: _Group, error: StreamUnavailable) -> None:
         self._note(error)
-        for _, result in group:
+        behind, self._waiting = self._waiting, []
+        self._has_waiting.clear()
+        for _, result in group + behind:
             _settle(result, error)
 
     def _note(self, error: StreamUnavailable | None) -> None:

@@ -14,8 +14,9 @@ from app.errors import Fault
 from app.event import MAX_DEPTH, NULL, Defaults, Event
 
 MAX_FAULTS = 20
-_MAX_EXPONENT = 308
-_MAX_DIGITS = 1000
+_MAX_EXPONENT = 324  # The smallest double is 5e-324.
+_MAX_DIGITS = 4300  # What Python's own reader of integers takes, msgspec's and later readers' of the row too.
+_MAX_UNDERSCORES = 16
 
 _SPELLINGS = {
     "message": ("message", "msg", "log", "body"),
@@ -53,7 +54,7 @@ def number(text: str) -> msgspec.Raw:
         ValueError: More than jsonb, or what later reads it, can take.
     """
     mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa) > _MAX_DIGITS or len(exponent) > 5 or abs(int(exponent or 0)) > _MAX_EXPONENT:
+    if len(mantissa) > _MAX_DIGITS or len(exponent) > 20 or abs(int(exponent or 0)) > _MAX_EXPONENT:
         raise ValueError(f"number {text[:20]} has over {_MAX_DIGITS} digits or an exponent beyond {_MAX_EXPONENT}")
     return msgspec.Raw(text.encode())
 
@@ -112,11 +113,16 @@ def _taken(rest: dict[str, Any], spellings: Sequence[str]) -> Any:
 
 
 def _merged(attributes: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """Adds the unknown fields to the attributes; one whose name is taken gets `_` before it until it is free."""
+    """Adds the unknown fields to the attributes; one whose name is taken gets `_` before it until it is free.
+
+    Not for ever: of 3,000 such names in each of the two, this would be nine million tries.
+    """
     for name, value in rest.items():
-        while name in attributes:
-            name = f"_{name}"
-        attributes[name] = value
+        free = (alias for count in range(_MAX_UNDERSCORES + 1) if (alias := "_" * count + name) not in attributes)
+        unused = next(free, None)
+        if unused is None:
+            raise _Wrong("attributes", f"a field's name is taken there, with 1 to {_MAX_UNDERSCORES} `_` before it too")
+        attributes[unused] = value
     return attributes
 
 
@@ -141,7 +147,7 @@ def _check(event: Event, max_event_bytes: int) -> None:
         raise _Wrong("level", str(error)) from error
     size = sum(_checked_bytes(field, str(getattr(event, field))) for field in (*_TEXTS, "level"))
     _check_value(event.attributes, 2)
-    size += len(_JSON.encode(event.attributes))
+    size += len(_JSON.encode(event.attributes)) if event.attributes else 0
     if size > max_event_bytes:
         raise _Wrong(None, f"{size} bytes; an event has at most {max_event_bytes}")
 

@@ -2,13 +2,14 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import falcon
 import gevent
 import msgspec
 from falcon import Request, Response
+from gunicorn.http.errors import ParseException
 
 from app import batch, body, form, metric
 from app.appender import Appender
@@ -23,7 +24,7 @@ _DEFAULTS = ("service", "host", "level")
 
 
 class Ingest:
-    """The resource. Holds no more than `max_inflight_bytes` of bodies at a time.
+    """The resource. Holds no more than `max_inflight_bytes` of bodies and batches at a time.
 
     Args:
         committer: Confirms batches.
@@ -35,16 +36,17 @@ class Ingest:
         self._committer = committer
         self._appender = appender
         self._settings = settings
-        self._limits = Limits(settings.max_events, settings.max_event_bytes)
+        self._limits = Limits(settings.max_events, settings.max_event_bytes, settings.max_decoded_bytes)
         self._held_bytes = 0
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Takes a request; see `ops/REFERENCE.md` for forms, limits and status codes."""
         now_ns, started = time.time_ns(), time.monotonic()
         try:
-            with self._holding(self._size_of(req)):
-                sent = self._read(req)
+            with self._holding() as hold:
+                sent = self._read(req, hold)
                 accepted = self._batch(req, sent, now_ns)
+                hold(len(accepted.payload))
                 self._commit(accepted)
             metric.body_bytes.inc(len(sent))
             self._acknowledge(resp, accepted)
@@ -54,30 +56,36 @@ class Ingest:
         finally:
             metric.request_seconds.observe(time.monotonic() - started)
 
-    def _size_of(self, req: Request) -> int:
-        most = self._settings.max_body_bytes
-        return most if "HTTP_TRANSFER_ENCODING" in req.env else min(req.content_length or 0, most)
-
     @contextmanager
-    def _holding(self, size: int) -> Iterator[None]:
-        if self._held_bytes + size > self._settings.max_inflight_bytes:
-            raise NotDurable("inflight", f"{self._held_bytes} bytes of requests are in flight; send it again")
-        self._held_bytes += size
-        try:
-            yield
-        finally:
-            self._held_bytes -= size
+    def _holding(self) -> Iterator[Callable[[int], None]]:
+        """Counts what a request holds as it comes, not as it is announced: announcing costs a client nothing."""
+        held = 0
 
-    def _read(self, req: Request) -> bytes:
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held_bytes + size > self._settings.max_inflight_bytes:
+                raise NotDurable("inflight", f"{self._held_bytes} bytes of requests are in flight; send it again")
+            held += size
+            self._held_bytes += size
+
+        try:
+            yield hold
+        finally:
+            self._held_bytes -= held
+
+    def _read(self, req: Request, hold: Callable[[int], None]) -> bytes:
         coding = req.env.get("HTTP_TRANSFER_ENCODING")
         if coding is not None and coding.strip().lower() != "chunked":
             raise Rejected(400, "transfer_encoding", "Transfer-Encoding is allowed to be chunked, and nothing else")
         length = None if coding else req.content_length or 0
         try:
             with gevent.Timeout(self._settings.body_timeout_s):
-                return body.read(req.env["wsgi.input"], length, self._settings.max_body_bytes)
+                return body.read(req.env["wsgi.input"], length, self._settings.max_body_bytes, hold)
         except gevent.Timeout as error:
             raise Rejected(408, "slow_body", f"the body took over {self._settings.body_timeout_s} s") from error
+        except (ParseException, OSError) as error:
+            # gunicorn closes the connection then: where a next request would start is unknown.
+            raise Rejected(400, "framing", f"the body ends early or its chunks are malformed: {error}") from error
 
     def _batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
         form_of_body = _form(req.content_type)
@@ -87,7 +95,11 @@ class Ingest:
         encoding = (req.get_header("Content-Encoding") or "").strip().lower()
         text = body.decompress(sent, encoding, self._settings.max_decoded_bytes)
         batch_id = batch.new_id() if key is None else batch.id_of_key(key)
-        return form.to_batch(form_of_body, text, _defaults(req), batch_id, now_ns, self._limits)
+        made = form.to_batch(form_of_body, text, _defaults(req), batch_id, now_ns, self._limits)
+        # Escaped, it may be five times as long; what there can never be room for must not be sent again and again.
+        if len(made.payload) + len(sent) > self._settings.max_inflight_bytes:
+            raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")
+        return made
 
     def _commit(self, accepted: batch.Batch) -> None:
         with metric.commit_seconds.time():

@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -12,6 +12,8 @@ _SECOND = re.compile(r"(?:19[7-9]|2[01]\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d", re.ASCII
 _REST_OF_SECOND = re.compile(r"(?:\.\d{1,6})?Z", re.ASCII)
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,30}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{1,30})?(?:[eE]\+?\d\d?)?", re.ASCII)
+# More than the patterns above let through: the usual 28 would round digits away, and a time up to the next second.
+_DIGITS = 200
 # An epoch's unit is told by its size: each bound is the year 5138 in the smaller unit and 1973 in the larger.
 _UNITS = ((10**11, 10**6), (10**14, 10**3), (10**17, 1))
 
@@ -51,7 +53,8 @@ def parse(value: str | int) -> str:
 
 
 def _micros(text: str) -> Decimal:
-    exact = _epoch_micros(Decimal(text)) if _NUMBER.fullmatch(text) else _calendar_micros(text)
+    with localcontext(prec=_DIGITS):
+        exact = _epoch_micros(Decimal(text)) if _NUMBER.fullmatch(text) else _calendar_micros(text)
     if not 0 <= exact < (END - EPOCH) // timedelta(microseconds=1):
         raise ValueError(f"{text[:40]} is not a time from 1970 to 2199")
     return exact

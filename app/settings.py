@@ -78,6 +78,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("bind", "admin_bind"):
             _check_bind(_variable(name), getattr(self, name), self.open_bind)
+        if self.max_inflight_bytes < 2 * self.max_body_bytes:
+            raise SettingError(
+                f"SPILLWAY_MAX_INFLIGHT_BYTES={self.max_inflight_bytes} is not allowed: at least twice "
+                f"SPILLWAY_MAX_BODY_BYTES is, {2 * self.max_body_bytes}, as a request holds its body and its batch"
+            )
         if not self.consumer_name:
             msgspec.structs.force_setattr(self, "consumer_name", socket.gethostname())
 

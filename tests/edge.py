@@ -1,0 +1,110 @@
+"""What tests of the edge share: a real gunicorn on a port of its own, and ways to talk to it, well-behaved or not."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.journal import ROOT, until
+
+CLIENT_TIMEOUT_S = 30
+
+
+class Answer(NamedTuple):
+    """A response; `document` is its JSON, None where it is none."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    document: Any
+
+
+class Edge:
+    """One gunicorn with one worker, as the service runs it.
+
+    Args:
+        redis_url: The buffer.
+        directory: Empty; takes the log and the metrics.
+        settings: By their names in the environment.
+    """
+
+    def __init__(self, redis_url, directory, **settings):
+        self.metrics_dir = directory / "metrics"
+        self.metrics_dir.mkdir()
+        self._log = directory / "log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SPILLWAY_")}
+        environ = {"REDIS_URL": redis_url, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir), **settings}
+        with self._log.open("wb") as log:
+            self._master = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn_conf.py", "-w", "1", "-b", "127.0.0.1:0",
+                 "app.edge:get_app()"],
+                cwd=ROOT, stdout=log, stderr=log, env={**kept, "PYTHONPATH": str(ROOT), **environ},
+            )
+        # The kernel picks the port, and gunicorn says which.
+        self.port = int(until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log), "gunicorn")[1])
+        until(self._is_live, "the worker")
+        self.pid = self.worker_pid()
+
+    def stop(self):
+        """Ends gunicorn in order."""
+        self._master.terminate()
+        self._master.wait(CLIENT_TIMEOUT_S)
+
+    @property
+    def log(self):
+        """What gunicorn and the worker have logged."""
+        return self._log.read_text()
+
+    def worker_pid(self):
+        """Returns the pid of the only worker."""
+        children = Path(f"/proc/{self._master.pid}/task/{self._master.pid}/children").read_text()
+        return int(children)
+
+    def peak_bytes(self):
+        """Returns the most memory that the worker has had."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+    def post(self, body, content_type="application/json", query="", **headers):
+        """Posts to `/ingest`; `_` in the names of headers stands for `-`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.request("POST", f"/ingest{query}", body, {"Content-Type": content_type, **named})
+
+    def request(self, method, path, body=None, headers=None):
+        """Sends one request on a connection of its own."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=CLIENT_TIMEOUT_S)) as connection:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = response.read()
+            is_json = "json" in (response.getheader("Content-Type") or "")
+            return Answer(response.status, response.headers, json.loads(content) if is_json and content else None)
+
+    def connection(self):
+        """Returns a socket that is connected."""
+        return socket.create_connection(("127.0.0.1", self.port), CLIENT_TIMEOUT_S)
+
+    def raw(self, *pieces, is_half_closed=False):
+        """Sends bytes as they are, and returns what comes back until the server closes."""
+        with self.connection() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            if is_half_closed:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            try:
+                while piece := connection.recv(65536):
+                    received += piece
+            except ConnectionResetError:
+                pass  # It closed while bytes of ours were unread; what it said before counts.
+            return received
+
+    def _is_live(self):
+        try:
+            return self.request("GET", "/livez").status == 200
+        except OSError:
+            return False
