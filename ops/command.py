@@ -20,7 +20,7 @@ _COMMANDS = {
     "status": "show what runs",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
     "psql": "open the database, or run one statement in it",
-    "bench": "measure end-to-end throughput",
+    "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
 }
 
 

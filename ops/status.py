@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from app.settings import Settings
-from ops.stack import Stack
+from ops.stack import Facts, Stack
 from ops.supervisor_client import Process
 
 _DOWN = 3  # as LSB's `status` actions
@@ -15,6 +15,8 @@ _DOWN = 3  # as LSB's `status` actions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `status`."""
+    parser.add_argument("fact", nargs="?", choices=Facts.__struct_fields__, metavar="fact",
+                        help=f"print this one alone, passwords included: {', '.join(Facts.__struct_fields__)}")
     parser.add_argument("--json", action="store_true", help="as JSON, passwords included")
 
 
@@ -28,6 +30,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if not stack.is_up():
         print(_json({"is_up": False, "data_dir": str(stack.state), "processes": []}) if args.json else _down(stack))
         return _DOWN
+    if args.fact:
+        print(getattr(stack.facts(), args.fact))
+        return 0
     facts, processes = stack.facts(), stack.processes()
     if args.json:
         print(_json({"is_up": True, **msgspec.to_builtins(facts), "processes": msgspec.to_builtins(processes)}))

@@ -14,6 +14,7 @@ from tests.conftest import pick_port
 
 README = (journal.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+LOAD = "-t 30s"
 SETTINGS = ("SPILLWAY_PORT", "SPILLWAY_ADMIN_PORT", "SPILLWAY_REDIS_PORT", "SPILLWAY_POSTGRES_PORT")
 
 
@@ -49,16 +50,19 @@ def shell(checkout):
     run("make down")
 
 
-def test_the_two_blocks_of_commands_do_what_the_text_around_them_says(shell, checkout):
-    start, look = (block.strip().splitlines() for block in BLOCKS)
+def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkout):
+    start, look, load = (block.strip().splitlines() for block in BLOCKS)
     assert "Spillway is up" in shell(start[0])
     accepted = json.loads(shell(start[1]))
     assert (accepted["accepted"], accepted["durability"]) == (1, "stream")
     psql, status, supervisorctl, metrics, down = look
+    locust, verify = load
     journal.until(lambda: "hello" in shell(psql), "the event to be a row")
     assert all(word in shell(status) for word in ("ingest_url", "consumers:consumer-00", "RUNNING"))
     assert shell(supervisorctl).count("RUNNING") == 6
     assert "ingest_accepted_events_total" in shell(metrics)
+    shell(locust.replace(LOAD, "-t 3s"))
+    assert "clean" in shell(verify)
     shell(down)
     assert "Nothing runs" in shell(".venv/bin/spillway status || true")
     assert shell("make down")
