@@ -1,0 +1,170 @@
+"""A segment: one file of the log, from its draft to its seal, as its writer holds it; and what its name says.
+
+A draft lies in a directory of its own and gets its name in the log's when it is taken into use. Its lock is held from
+its creation on: a reader that gets the lock knows that the writer has ended, however it did.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from wal import frame
+from wal.file import FILES, Files
+
+SUFFIX = ".wal"
+DRAFT_SUFFIX = ".draft"
+_SEAL_BYTES = frame.framed_bytes(0)
+_NAME = re.compile(r"([0-9]{20})-([0-9a-f]{32})\.wal")
+
+
+def segments(directory: Path, files: Files = FILES) -> list[Path]:
+    """Returns the segments of the log, oldest first."""
+    return [directory / name for name in files.names(directory) if name.endswith(SUFFIX)]
+
+
+def used_bytes(directory: Path, files: Files = FILES) -> int:
+    """Returns what all segments of the log, of all processes, take of the disk."""
+    return sum(files.allocated_bytes(path) for path in segments(directory, files))
+
+
+def oldest_at_ns(path: Path, files: Files = FILES) -> int:
+    """Returns when the segment was taken into use, in wall time: none of its records is older."""
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name else files.modified_at_ns(path)
+
+
+def identity_of(path: Path) -> bytes:
+    """Returns the identity that the name gives, for a segment whose header is damaged; empty if it gives none."""
+    name = _NAME.fullmatch(path.name)
+    return bytes.fromhex(name[2]) if name else b""
+
+
+def bytes_for(records_bytes: int) -> int:
+    """Returns the length of a segment that holds frames of so many bytes."""
+    return frame.HEADER_BYTES + records_bytes + _SEAL_BYTES
+
+
+class Segment:
+    """A segment in the hands of its writer. The constructor makes a draft of it.
+
+    Args:
+        spares: The directory for drafts, on the log's file system.
+        size: Bytes to allocate, all that the segment will ever take.
+        files: The operating system.
+
+    Raises:
+        OSError: There is no such segment; nothing of it is left.
+
+    Attributes:
+        path: Where it lies.
+        size: Its length in bytes.
+    """
+
+    def __init__(self, spares: Path, size: int, files: Files) -> None:
+        identity = files.random_bytes(frame.IDENTITY_BYTES)
+        self.path = spares / (identity.hex() + DRAFT_SUFFIX)
+        self.size = size
+        self._files = files
+        self._identity = identity
+        self._seed = frame.seed_of(identity)
+        self._end = self._durable_upto = frame.HEADER_BYTES
+        self._sequence = 1
+        self._fd = files.create(self.path)
+        try:
+            files.allocate(self._fd, size)
+            self._mapping = files.map(self._fd, size)
+            self._mapping[:frame.HEADER_BYTES] = frame.encode_header(frame.Header(identity, size))
+            # Header and length are durable before the segment has a name in the log: if they are ever wrong there,
+            # something was lost.
+            files.sync(self._fd)
+            files.sync_directory(spares)
+        except BaseException:
+            self.discard()
+            raise
+
+    @property
+    def room(self) -> int:
+        """Bytes left for frames."""
+        return self.size - self._end - _SEAL_BYTES
+
+    def publish(self, directory: Path) -> None:
+        """Gives the draft its name in the log.
+
+        Durability:
+            The name is durable on return. If it raises, the segment is of no more use.
+
+        Raises:
+            OSError: It is not published, or that is not durable.
+        """
+        spares, target = self.path.parent, directory / f"{self._files.now_ns():020}-{self._identity.hex()}{SUFFIX}"
+        try:
+            self._files.rename(self.path, target)
+        except BaseException:
+            self.discard()
+            raise
+        self.path = target
+        try:
+            self._files.sync_directory(directory)
+            self._files.sync_directory(spares)
+        except BaseException:
+            self.seal()
+            raise
+
+    def append(self, records: Sequence[bytes]) -> None:
+        """Stores the records; there must be room for them.
+
+        Durability:
+            None until `sync`. If it raises, the segment must be sealed: another attempt would store where a reader may
+            already have been.
+        """
+        for payload in records:
+            self._store(payload, 0)
+
+    def sync(self) -> None:
+        """Makes all that was appended durable.
+
+        Durability:
+            Durable on return; unknown if it raises, and never to be found out: seal the segment then. The kernel
+            forgets the error and what it could not write, so that another sync would succeed without them.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        self._files.sync(self._fd)
+        self._durable_upto = self._end
+
+    def seal(self) -> None:
+        """Ends the segment, so that the reader may release it.
+
+        Durability:
+            Adds nothing: the last frame only says how far the last sync went.
+        """
+        self._store(b"", frame.IS_SEAL)
+        self._close()
+
+    def discard(self) -> None:
+        """Removes the draft. What cannot be removed now loses its lock, and the next writer to open removes it."""
+        with suppress(OSError):
+            self._files.unlink(self.path)
+            self._files.sync_directory(self.path.parent)
+        self._close()
+
+    def _store(self, payload: bytes, flags: int) -> None:
+        start = self._end + frame.FRAME_BYTES
+        # The head comes last: its checksums say that the payload is there.
+        self._mapping[start:start + len(payload)] = payload
+        self._mapping[self._end:start] = frame.encode(
+            self._seed, self._end, payload, self._sequence, flags, self._durable_upto
+        )
+        self._end += frame.framed_bytes(len(payload))
+        self._sequence += 1
+
+    def _close(self) -> None:
+        if mapping := getattr(self, "_mapping", None):
+            mapping.close()
+        # All that was ever acknowledged is synced: closing cannot lose it, whatever it says.
+        with suppress(OSError):
+            self._files.unlock(self._fd)
+        with suppress(OSError):
+            self._files.close(self._fd)
