@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg2
 import redis
 
 from app import batch, form, stream
+from app.errors import StreamUnavailable
 from workers.consumer import Consumer
 from workers.inbox import Inbox
 from workers.loader import Loader
@@ -43,7 +44,8 @@ def make_consumer(redis_url, database_url, name="consumer-00", max_bytes=8 << 20
 def drain(redis_url, database_url, name="consumer-00"):
     """Runs a consumer in this process until the stream is empty."""
     client = redis.Redis.from_url(redis_url)
-    stream.ensure_group(client)
+    with suppress(StreamUnavailable):  # a full Redis refuses to make a group, also one that there is
+        stream.ensure_group(client)
     consumer = make_consumer(redis_url, database_url, name)
     until(lambda: (consumer.step(), client.xlen(stream.STREAM) == 0)[1], "the stream to be empty")
 

@@ -33,6 +33,22 @@ end
 return entries
 """
 
+# Scripts, not MULTI: a full Redis refuses to queue any command, while a script may begin with XACK, and may then write.
+# Keys: the stream. Arguments: group, ids. In parts, as a call takes only so many arguments.
+_RELEASE = """
+for first = 2, #ARGV, 1000 do
+  local last = math.min(first + 999, #ARGV)
+  redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
+  redis.call('XDEL', KEYS[1], unpack(ARGV, first, last))
+end
+"""
+# Keys: the stream, the dead letters. Arguments: group, id, the letter's names and values in turn.
+_BURY = """
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', unpack(ARGV, 3))
+redis.call('XDEL', KEYS[1], ARGV[2])
+"""
+
 
 class Entry(NamedTuple):
     """A batch in the stream; `raw` holds its fields as they are there."""
@@ -55,7 +71,9 @@ class Inbox:
         self._client = client
         self._consumer = consumer
         self._max_bytes = max_bytes
-        self._script = client.register_script(_READ)
+        self._read = client.register_script(_READ)
+        self._release = client.register_script(_RELEASE)
+        self._bury = client.register_script(_BURY)
         self._start = "0"
 
     def rewind(self) -> None:
@@ -79,7 +97,7 @@ class Inbox:
 
     def _found(self) -> list[tuple[bytes, list[bytes] | None]]:
         arguments = (stream.GROUP, self._consumer, self._start, self._max_bytes)
-        found: list[tuple[bytes, list[bytes] | None]] = self._script(keys=[stream.STREAM], args=arguments)
+        found: list[tuple[bytes, list[bytes] | None]] = self._read(keys=[stream.STREAM], args=arguments)
         return found or self._waited()
 
     def _waited(self) -> list[tuple[bytes, list[bytes] | None]]:
@@ -112,24 +130,19 @@ class Inbox:
         Raises:
             StreamUnavailable: Unknown whether it happened; the ledger makes another load harmless.
         """
-        with stream.translated(), self._client.pipeline(transaction=True) as pipe:
-            # HANDOVER 4, release
-            pipe.xack(stream.STREAM, stream.GROUP, *entry_ids)
-            pipe.xdel(stream.STREAM, *entry_ids)
-            pipe.execute()
+        with stream.translated():
+            self._release(keys=[stream.STREAM], args=[stream.GROUP, *entry_ids])  # HANDOVER 4, release
 
     def bury(self, entry_id: bytes, raw: dict[bytes, bytes], reason: str, detail: str) -> None:
-        """Moves an entry to the dead letters with the reason, in one transaction.
+        """Moves an entry to the dead letters with the reason, in one script.
 
         Raises:
             StreamUnavailable: Unknown whether it happened.
         """
-        letter: Any = {**raw, b"reason": reason, b"detail": detail[:1000]}
-        with stream.translated(), self._client.pipeline(transaction=True) as pipe:
+        fields: dict[bytes, Any] = {**raw, b"reason": reason, b"detail": detail[:1000]}
+        letter = [part for pair in fields.items() for part in pair]
+        with stream.translated():
             # HANDOVER 5, copy and release
-            pipe.xadd(stream.DEAD_LETTERS, letter)
-            pipe.xack(stream.STREAM, stream.GROUP, entry_id)
-            pipe.xdel(stream.STREAM, entry_id)
-            pipe.execute()
+            self._bury(keys=[stream.STREAM, stream.DEAD_LETTERS], args=[stream.GROUP, entry_id, *letter])
         metric.buried_batches.labels(reason).inc()
         logger.error(log.line("batch_buried", entry=entry_id.decode(), reason=reason, detail=detail))
