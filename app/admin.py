@@ -2,7 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import falcon
@@ -16,6 +18,7 @@ from app import log, problem, stream
 from app.edge import Live
 from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
+from wal.reader import oldest_at_ns, segments, used_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +47,29 @@ class StreamCollector:
         yield GaugeMetricFamily("ingest_dead_letter_entries", "Batches in the dead-letter stream.", lengths[1])
 
 
+class WalCollector:
+    """Reads the WAL directory when it is scraped: what lies there is the state, whichever process made it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yields the gauges; raises nothing."""
+        found = segments(self._directory) if self._directory.is_dir() else []
+        age_s = max(0.0, time.time() - oldest_at_ns(found[0]) / 1e9) if found else 0.0
+        size = used_bytes(self._directory) if found else 0
+        yield GaugeMetricFamily("wal_active", "1 from the first batch in the WAL until it is drained.", bool(found))
+        yield GaugeMetricFamily("ingest_wal_segments", "WAL segments that are not released.", len(found))
+        yield GaugeMetricFamily("ingest_wal_bytes", "Bytes of WAL segments.", size)
+        yield GaugeMetricFamily("ingest_wal_oldest_segment_age_seconds", "Age of the oldest WAL segment.", age_s)
+
+
 class Metrics:
     """`GET /metrics`."""
 
-    def __init__(self, directory: str, client: redis.Redis) -> None:
+    def __init__(self, directory: str, client: redis.Redis, wal: Path) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(WalCollector(wal))
         MultiProcessCollector(self._registry, directory)
         self._registry.register(StreamCollector(client))
 
@@ -74,13 +95,13 @@ class Ready:
         resp.text = '{"status": "ready"}'
 
 
-def create_app(client: redis.Redis, metrics_dir: str) -> "falcon.App[Request, Response]":
+def create_app(client: redis.Redis, metrics_dir: str, wal: Path) -> "falcon.App[Request, Response]":
     """Returns the WSGI application."""
     app = falcon.App()
     problem.install(app)
     app.add_route("/livez", Live())
     app.add_route("/readyz", Ready(client))
-    app.add_route("/metrics", Metrics(metrics_dir, client))
+    app.add_route("/metrics", Metrics(metrics_dir, client, wal))
     return app
 
 
@@ -91,4 +112,4 @@ def get_app() -> Any:
         raise SettingError("REDIS_URL is not set; `spillway up` sets it for the embedded server")
     log.setup("admin", settings.log_level)
     client = redis.Redis(connection_pool=stream.pool(settings.redis_url, _REDIS_TIMEOUT_S))
-    return create_app(client, os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    return create_app(client, os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.wal_path)

@@ -5,6 +5,7 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import redis
 
@@ -50,6 +51,23 @@ class Appender:
             self.close()
             raise
 
+    def probe(self, max_bytes: int) -> None:
+        """Returns if Redis takes writes, and stream and dead letters together have at most `max_bytes` there.
+
+        Raises:
+            StreamUnavailable: It does not, or they have more (`FULL`).
+        """
+        try:
+            with stream.translated():
+                self._open()
+                self._call("SET", stream.PROBE, "1", "PX", "10000")
+                sizes = [self._call("MEMORY", "USAGE", key) for key in (stream.STREAM, stream.DEAD_LETTERS)]
+        except BaseException:
+            self.close()
+            raise
+        if (size := sum(found or 0 for found in sizes)) > max_bytes:
+            raise StreamUnavailable("FULL", f"stream and dead letters have {size} bytes, over {max_bytes}")
+
     def close(self) -> None:
         """Closes the connection; the next call opens another."""
         self._is_open = False
@@ -78,9 +96,9 @@ class Appender:
         settings = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2])}
         return settings.get("appendfsync", "unknown") if settings.get("appendonly") == "yes" else "off"
 
-    def _call(self, *command: str) -> list[bytes]:
+    def _call(self, *command: str) -> Any:
         self._connection.send_command(*command)
-        return self._connection.read_response()  # type: ignore[no-any-return]
+        return self._connection.read_response()
 
     def _sent(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         if not batches:

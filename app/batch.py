@@ -7,7 +7,9 @@ Source: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format".
 """
 
 import os
+import re
 import time
+from collections.abc import Iterator
 from uuid import UUID, uuid5
 
 import msgspec
@@ -40,6 +42,40 @@ class Batch(msgspec.Struct, frozen=True):
     received_at: str
     payload: bytes
     version: int = FORMAT
+
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r"}
+
+
+def events(batch: Batch) -> Iterator[dict[str, str | None]]:
+    """Yields the events as a person looks at them: text by column, None for NULL. Loading never needs this.
+
+    Raises:
+        ValueError: The payload is not of the format that this code knows.
+    """
+    if batch.version != FORMAT:
+        raise ValueError(f"format {batch.version}; {FORMAT} is known")
+    for row in batch.payload.decode().split("\n")[:-1]:
+        yield dict(zip(COLUMNS, map(_text, row.split("\t")), strict=True))
+
+
+def _text(cell: str) -> str | None:
+    return None if cell == r"\N" else _ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[1]), cell)
+
+
+_to_record = msgspec.msgpack.Encoder()
+_from_record = msgspec.msgpack.Decoder(Batch)
+
+
+def to_record(batch: Batch) -> bytes:
+    """Returns the batch as the WAL keeps it: MessagePack, a map by field."""
+    return _to_record.encode(batch)
+
+
+def from_record(record: bytes) -> Batch:
+    """Returns the batch of a record. Raises ValueError where it is none."""
+    return _from_record.decode(record)
 
 
 def new_id() -> str:

@@ -1,15 +1,17 @@
-"""Group commit: one committer a worker process takes all waiting batches and confirms them together.
+"""Group commit: one committer a worker process takes all waiting batches and makes them durable together.
 
 No request holds a connection, and while one group is on its way the next one gathers: the busier the worker, the
-larger the groups.
+larger the groups. What the stream does not confirm goes to the WAL, all of it under one sync; after a failure later
+groups go there at once, until a probe on a connection of its own finds the stream taking writes again.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import gevent
 from gevent.event import AsyncResult, Event
+from gevent.lock import BoundedSemaphore
 
 from app import log, metric
 from app.batch import Batch
@@ -18,67 +20,96 @@ from app.errors import NotDurable, StreamUnavailable
 logger = logging.getLogger(__name__)
 
 _MAX_GROUP_BYTES = 8 << 20
+_PROBE_EVERY_S = 0.5
 
-_Group = list[tuple[Batch | None, "AsyncResult[None]"]]
+STREAM, WAL = "stream", "wal"
 
 
-class Log(Protocol):
-    """Where groups go: `appender.Appender`."""
+class Stream(Protocol):
+    """Redis: `appender.Appender`."""
 
-    def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]: ...
+    def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
+        """Adds batches; says for each why it was refused."""
+
+    def probe(self, max_bytes: int) -> None:
+        """Raises StreamUnavailable unless the stream takes writes and is within its bytes."""
+
+
+class Wal(Protocol):
+    """The write-ahead log: `spill.Spill`."""
+
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Writes batches; raises NotDurable for all of them."""
+
+    def seal(self) -> None:
+        """Ends the segment at hand."""
+
+
+class Bounds(NamedTuple):
+    """Longest that a group waits for the stream, and most bytes that the stream may have."""
+
+    deadline_s: float
+    stream_max_bytes: int
+
+
+_Waiting = tuple[Batch | None, "AsyncResult[str]"]
 
 
 class Committer:
-    """Owns the way from a request to the stream.
-
-    When a group fails, all that waited behind it fail with it: so that nobody waits for the deadline twice.
+    """Owns the way from a request to a durable store.
 
     Args:
-        target: Where groups are appended.
-        deadline_s: Longest that one group may take.
-        spawn: Starts the committing greenlet.
+        stream: Where groups go first.
+        wal: Where they go when the stream does not confirm.
+        prober: The stream, on a connection of its own.
+        bounds: When the stream counts as away.
+        is_wal_first: Write-ahead mode: groups go to the WAL alone.
+        spawn: Starts greenlets.
     """
 
-    def __init__(self, target: Log, deadline_s: float, spawn: Callable[..., object] = gevent.spawn) -> None:
-        self._target = target
-        self._deadline_s = deadline_s
-        self._waiting: _Group = []
+    def __init__(self, stream: Stream, wal: Wal, prober: Stream, bounds: Bounds, is_wal_first: bool = False,
+                 spawn: Callable[..., object] = gevent.spawn) -> None:
+        self._stream = stream
+        self._wal = wal
+        self._prober = prober
+        self._bounds = bounds
+        self._is_wal_first = is_wal_first
+        self._waiting: list[_Waiting] = []
         self._has_waiting = Event()
         self._is_available = True
+        self._wal_turn = BoundedSemaphore()
+        self._wal_failure: NotDurable | None = None
+        self._has_spilled = False
         spawn(self._run)
+        spawn(self._probe)
 
-    def commit(self, batch: Batch | None) -> None:
-        """Returns once the batch is confirmed; without a batch, once the target shows a sign of life.
+    def commit(self, batch: Batch | None) -> str:
+        """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
 
         Raises:
-            NotDurable: It was not confirmed; whether it is stored is unknown.
+            NotDurable: Nothing did; whether it is stored is unknown.
 
         Durability:
-            Durable on return, as the target promises it.
+            Durable on return.
         """
-        result: AsyncResult[None] = AsyncResult()
+        result: AsyncResult[str] = AsyncResult()
         self._waiting.append((batch, result))
         self._has_waiting.set()
-        result.get()
+        return result.get()  # type: ignore[no-any-return]
 
     def _run(self) -> None:
         while True:
             self._has_waiting.wait()
             group = self._take()
             try:
-                with gevent.Timeout(self._deadline_s):
-                    outcomes = self._target.append([batch for batch, _ in group if batch])
-                self._answer(group, outcomes)
-            except gevent.Timeout:
-                self._fail(group, StreamUnavailable("deadline", f"no reply within {self._deadline_s} s"))
-            except StreamUnavailable as error:
-                self._fail(group, error)
+                left = group if self._is_wal_first or not self._is_available else self._streamed(group)
+                self._spilled(left)
             except Exception as error:
                 # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
                 logger.exception(log.line("commit_failed"))
-                self._fail(group, StreamUnavailable("internal", repr(error)))
+                _fail(group, NotDurable("internal", f"a fault of this service: {error!r}"))
 
-    def _take(self) -> _Group:
+    def _take(self) -> list[_Waiting]:
         """Takes waiting batches, oldest first, up to the bytes of a group, and at least one."""
         size, count = 0, 0
         for batch, _ in self._waiting:
@@ -92,36 +123,87 @@ class Committer:
         metric.group_batches.observe(count)
         return group
 
-    def _answer(self, group: _Group, outcomes: list[StreamUnavailable | None]) -> None:
-        batches = [(batch, result) for batch, result in group if batch]
-        refusal = next((outcome for outcome in outcomes if outcome), None)
-        self._note(refusal)
-        for (_, result), outcome in zip(batches, outcomes, strict=True):
-            _settle(result, outcome)
+    def _streamed(self, group: list[_Waiting]) -> list[_Waiting]:
+        """Appends a group to the stream, answers what that confirmed, and returns the rest."""
+        try:
+            with gevent.Timeout(self._bounds.deadline_s):
+                outcomes = iter(self._stream.append([batch for batch, _ in group if batch]))
+        except gevent.Timeout:
+            self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
+            return group
+        except StreamUnavailable as error:
+            self._note(error)
+            return group
+        left = []
         for batch, result in group:
-            if batch is None:
-                _settle(result, refusal)
+            refusal = next(outcomes) if batch else None
+            if refusal is None:
+                result.set(STREAM)
+            else:
+                self._note(refusal)
+                left.append((batch, result))
+        return left
 
-    def _fail(self, group: _Group, error: StreamUnavailable) -> None:
-        self._note(error)
-        behind, self._waiting = self._waiting, []
-        self._has_waiting.clear()
-        for _, result in group + behind:
-            _settle(result, error)
+    def _spilled(self, group: list[_Waiting]) -> None:
+        """Writes what is left of a group to the WAL and answers it."""
+        batches = [batch for batch, _ in group if batch]
+        try:
+            if batches:
+                self._has_spilled = True
+                with self._wal_turn:
+                    self._wal.append(batches)
+                self._wal_failure = None
+            elif group and self._wal_failure:
+                raise self._wal_failure
+        except NotDurable as error:
+            self._wal_failure = error
+            _fail(group, error)
+        for _, result in group:
+            if not result.ready():
+                result.set(WAL)
+
+    def _probe(self) -> None:
+        """Looks after the stream on a connection of its own, and ends a segment that nothing more will go to."""
+        while True:
+            gevent.sleep(_PROBE_EVERY_S)
+            try:
+                self._look_after()
+            except Exception:
+                logger.exception(log.line("probe_failed"))  # The next one may do better.
+
+    def _look_after(self) -> None:
+        failure = self._probed()
+        # A late reply may be this worker's own slowness; whether requests wait too long, they find out themselves.
+        if not self._is_available or failure and failure.cause != "deadline":
+            self._note(failure)
+        # Not while the stream is away: rare requests would then take a segment each.
+        if not failure and not self._has_spilled:
+            with self._wal_turn:
+                self._wal.seal()
+        self._has_spilled = False
+
+    def _probed(self) -> StreamUnavailable | None:
+        # Back below nine tenths, not at the bound, so as not to swing between the two.
+        share = 1.0 if self._is_available else 0.9
+        try:
+            with gevent.Timeout(self._bounds.deadline_s):
+                self._prober.probe(int(self._bounds.stream_max_bytes * share))
+        except gevent.Timeout:
+            return StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s")
+        except StreamUnavailable as error:
+            return error
+        return None
 
     def _note(self, error: StreamUnavailable | None) -> None:
         """Logs once per change of state."""
         if error and self._is_available:
-            logger.error(log.line("redis_unavailable", cause=error.cause, detail=error))
+            logger.error(log.line("redis_unavailable", fallback="wal", cause=error.cause, detail=error))
         if not error and not self._is_available:
             logger.warning(log.line("redis_available"))
         self._is_available = error is None
 
 
-def _settle(result: "AsyncResult[None]", error: StreamUnavailable | None) -> None:
-    if error is None:
-        result.set(None)
-    else:
-        failure = NotDurable("stream", "the buffer did not confirm the batch; send it again")
-        failure.__cause__ = error
-        result.set_exception(failure)
+def _fail(group: list[_Waiting], error: NotDurable) -> None:
+    for _, result in group:
+        if not result.ready():
+            result.set_exception(error)

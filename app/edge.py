@@ -8,14 +8,16 @@ import falcon
 import redis.retry
 from falcon import Request, Response
 from gevent import monkey
+from gevent.threadpool import ThreadPool
 
 from app import log, metric, problem
 from app.appender import Appender
-from app.committer import Committer
+from app.committer import Bounds, Committer
 from app.errors import SettingError
 from app.ingest import Ingest
 from app.monitor import Monitor
 from app.settings import Settings
+from app.spill import Spill, make_writer
 
 
 class Live:
@@ -73,6 +75,9 @@ def get_app() -> "falcon.App[Request, Response]":
     if settings.redis_url is None:
         raise SettingError("REDIS_URL is not set; `spillway up` sets it for the embedded server")
     log.setup("ingest", settings.log_level)
-    deadline_s = settings.redis_deadline_ms / 1000
-    appender = Appender(settings.redis_url, deadline_s)
-    return create_app(Committer(appender, deadline_s), appender, settings)
+    bounds = Bounds(settings.redis_deadline_ms / 1000, settings.stream_max_bytes)
+    appender, prober = (Appender(settings.redis_url, bounds.deadline_s) for _ in range(2))
+    # A thread of its own: the hub's pool also resolves names, and one slow disk would stop that.
+    spill = Spill(make_writer(settings), ThreadPool(1).apply)
+    committer = Committer(appender, spill, prober, bounds, settings.wal == "always")
+    return create_app(committer, appender, settings)

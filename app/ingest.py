@@ -13,7 +13,7 @@ from gunicorn.http.errors import ParseException
 
 from app import batch, body, form, metric
 from app.appender import Appender
-from app.committer import Committer
+from app.committer import STREAM, Committer
 from app.errors import NotDurable, Rejected
 from app.event import Defaults
 from app.form import FORMS, Form, Limits
@@ -47,9 +47,9 @@ class Ingest:
                 sent = self._read(req, hold)
                 accepted = self._batch(req, sent, now_ns)
                 hold(len(accepted.payload))
-                self._commit(accepted)
+                durability = self._commit(accepted)
             metric.body_bytes.inc(len(sent))
-            self._acknowledge(resp, accepted)
+            self._acknowledge(resp, accepted, durability)
         except Rejected as error:
             metric.rejected.labels(error.cause).inc()
             raise
@@ -101,15 +101,15 @@ class Ingest:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")
         return made
 
-    def _commit(self, accepted: batch.Batch) -> None:
+    def _commit(self, accepted: batch.Batch) -> str:
         with metric.commit_seconds.time():
-            self._committer.commit(accepted)  # HANDOVER 1
+            return self._committer.commit(accepted)  # HANDOVER 1 or 2
 
-    def _acknowledge(self, resp: Response, accepted: batch.Batch) -> None:
-        metric.accepted_batches.labels("stream").inc()
-        metric.accepted_events.labels("stream").inc(accepted.count)
-        answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": "stream"}
-        if self._appender.fsync != "always":
+    def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
+        metric.accepted_batches.labels(durability).inc()
+        metric.accepted_events.labels(durability).inc(accepted.count)
+        answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": durability}
+        if durability == STREAM and self._appender.fsync != "always":
             answer["redis_fsync"] = self._appender.fsync
         resp.status = falcon.HTTP_202
         resp.set_header("Location", f"/batches/{accepted.batch_id}")

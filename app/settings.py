@@ -60,7 +60,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     redis_deadline_ms: Annotated[
         int, Meta(ge=10, le=60_000), _doc("Longest that an acknowledgement waits for Redis, ms.")
-    ] = 1000
+    ] = 250
+    stream_max_bytes: Annotated[
+        Bytes, _doc("Redis memory of stream and dead letters above which batches go to the WAL.")
+    ] = 512 * MIB
+    wal: Annotated[
+        Literal["fallback", "always"],
+        _doc("`fallback`: the WAL takes what Redis does not; `always`: it takes everything first, and Redis follows."),
+    ] = "fallback"
+    wal_dir: Annotated[str, _doc("Where WAL segments lie; unset: `wal` below `SPILLWAY_DATA_DIR`.")] = ""
+    wal_max_bytes: Annotated[Bytes, _doc("Bytes of WAL segments on this host; more: 503.")] = 4096 * MIB
+    wal_segment_bytes: Annotated[Bytes, _doc("Size of a WAL segment; each worker keeps a spare one.")] = 16 * MIB
+    wal_min_free_bytes: Annotated[Bytes, _doc("Free space that the WAL leaves on its file system.")] = 64 * MIB
     body_timeout_s: Annotated[int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, s.")] = 30
     max_body_bytes: Annotated[Bytes, _doc("Largest body as sent.")] = 8 * MIB
     max_decoded_bytes: Annotated[Bytes, _doc("Largest body decompressed.")] = 64 * MIB
@@ -90,6 +101,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def state(self) -> Path:
         """`data_dir` as an absolute path."""
         return Path(self.data_dir).absolute()
+
+    @property
+    def wal_path(self) -> Path:
+        """`wal_dir`, or its place below `data_dir`, as an absolute path."""
+        return Path(self.wal_dir).absolute() if self.wal_dir else self.state / "wal"
+
+    def beside_wal(self, name: str) -> Path:
+        """Returns `<wal_path>.<name>`, on the same file system: below `wal_path` where that is a mount point."""
+        path = self.wal_path
+        return path / f".{name}" if os.path.ismount(path) else path.with_name(f"{path.name}.{name}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

@@ -18,6 +18,7 @@ from app.errors import StreamLost, StreamUnavailable
 STREAM = "log_events"
 GROUP = "log-processors"
 DEAD_LETTERS = "log_events_dlq"
+PROBE = "log_events:probe"  # written to see whether Redis takes writes
 
 # At 0: what was added before the group existed is delivered too.
 CREATE_GROUP = ("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")

@@ -19,6 +19,7 @@ _COMMANDS = {
     "down": "stop everything, and wait until it has gone",
     "status": "show what runs",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
+    "wal": "look into the write-ahead log",
     "psql": "open the database, or run one statement in it",
     "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
 }

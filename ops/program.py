@@ -7,15 +7,15 @@ from pathlib import Path
 
 from app.settings import Settings
 
-NAMES = ("ingest", "admin", "consumer")
+NAMES = ("ingest", "replayer", "admin", "consumer")
 
 _GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).with_name("gunicorn_conf.py"))]
 
 
 def command(name: str, settings: Settings) -> list[str]:
     """Returns the command of one process, which reads the rest of its settings from the environment."""
-    if name == "consumer":
-        return [sys.executable, "-m", "workers.consumer"]
+    if name in ("consumer", "replayer"):
+        return [sys.executable, "-m", f"workers.{name}"]
     is_ingest = name == "ingest"
     host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
     workers = settings.workers if is_ingest else 1
@@ -23,9 +23,14 @@ def command(name: str, settings: Settings) -> list[str]:
     return [*_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--name={name}", app]
 
 
-def environment(environ: Mapping[str, str], state: Path, metrics: Path, urls: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    environ: Mapping[str, str], settings: Settings, metrics: Path, urls: Mapping[str, str]
+) -> dict[str, str]:
     """Returns the environment of the processes: the caller's, with what they must agree on filled in."""
-    return {**environ, **urls, "SPILLWAY_DATA_DIR": str(state), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    return {
+        **environ, **urls, "SPILLWAY_DATA_DIR": str(settings.state), "SPILLWAY_WAL_DIR": str(settings.wal_path),
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+    }
 
 
 def url(host: str, port: int) -> str:

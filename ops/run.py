@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     metrics = metrics_dir.path(settings.state)
     metrics_dir.wipe(metrics)
-    environment = program.environment(os.environ, settings.state, metrics, {})
+    environment = program.environment(os.environ, settings, metrics, {})
     # Not where we were started: a directory with an `app` of its own would be imported from.
     processes = [
         subprocess.Popen(program.command(name, settings), env=environment, cwd="/", start_new_session=True)

@@ -105,7 +105,7 @@ class Stack:
         facts = self._describe(settings, {name: server.url for name, server in servers.items()})
         secret.write(self._facts, msgspec.json.format(msgspec.json.encode(facts)).decode())
         secret.write(self._config, supervisor_config.render(settings, commands))
-        return self._launch(facts, environ)
+        return self._launch(settings, facts, environ)
 
     def stop(self) -> bool:
         """Ends everything, in order while supervisord answers, and waits until it has gone.
@@ -151,7 +151,7 @@ class Stack:
             embedded=list(embedded),
         )
 
-    def _launch(self, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    def _launch(self, settings: Settings, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         self.log.mkdir(mode=0o700, exist_ok=True)
         for log in self.log.glob("*.log"):
             if log.stat().st_size > _MAX_LOG_BYTES:
@@ -162,7 +162,7 @@ class Stack:
         with (self.log / "supervisord.log").open("ab") as log_file:
             return subprocess.Popen(
                 family.supervisord_command(sys.executable, self.state),
-                env=program.environment(environ, self.state, metrics, urls),
+                env=program.environment(environ, settings, metrics, urls),
                 # Python and gunicorn import from where they stand: it must not be a directory with an `app` of its own.
                 cwd=self.state,
                 stdin=subprocess.DEVNULL,

@@ -75,6 +75,7 @@ _PROGRAMS = {
     # INT is the fast shutdown, which ends the backends itself; its checkpoint may have to write much.
     "postgres": _Program(20, 120, "INT", "false"),
     "consumers": _Program(30, 45),
+    "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
 }
@@ -106,6 +107,7 @@ def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
     commands = {
         **servers,
         "consumers": program.command("consumer", settings),
+        "replayer": program.command("replayer", settings),
         "admin": program.command("admin", settings),
         "ingest": program.command("ingest", settings),
     }

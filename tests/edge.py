@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -38,7 +39,10 @@ class Edge:
         self.metrics_dir.mkdir()
         self._log = directory / "log"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SPILLWAY_")}
-        environ = {"REDIS_URL": redis_url, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir), **settings}
+        environ = {
+            "REDIS_URL": redis_url, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir),
+            "SPILLWAY_DATA_DIR": str(directory), **settings,
+        }
         with self._log.open("wb") as log:
             self._master = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn_conf.py", "-w", "1", "-b", "127.0.0.1:0",
@@ -47,7 +51,7 @@ class Edge:
             )
         # The kernel picks the port, and gunicorn says which.
         self.port = int(until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log), "gunicorn")[1])
-        until(self._is_live, "the worker")
+        until(self.is_live, "the worker")
         self.pid = self.worker_pid()
 
     def stop(self):
@@ -103,7 +107,12 @@ class Edge:
                 pass  # It closed while bytes of ours were unread; what it said before counts.
             return received
 
-    def _is_live(self):
+    def kill_worker(self):
+        """Ends the worker with SIGKILL; the master starts another."""
+        os.kill(self.worker_pid(), signal.SIGKILL)
+
+    def is_live(self):
+        """Tells whether a worker answers."""
         try:
             return self.request("GET", "/livez").status == 200
         except OSError:

@@ -10,6 +10,11 @@ buried_batches = Counter("ingest_buried_batches_total", "Batches moved to the de
 lost_entries = Counter("ingest_lost_entries_total", "Entries that somebody deleted while they were pending.")
 groups_created = Counter("ingest_groups_created_total", "Times that a consumer had to create the consumer group.")
 failed_steps = Counter("ingest_failed_steps_total", "Rounds ended by a server that is away, by server.", ["server"])
+replayed_batches = Counter("ingest_replayed_batches_total", "Batches shipped from the WAL to the stream.")
+replayed_events = Counter("ingest_replayed_events_total", "Events shipped from the WAL to the stream.")
+failed_replays = Counter("ingest_failed_replays_total", "Rounds of the replayer that Redis ended.")
+wal_torn = Counter("ingest_wal_torn_records_total", "Records cut short by a crash before they were acknowledged.")
+wal_corrupt = Counter("ingest_wal_corrupt_records_total", "Acknowledged records that the disk has damaged: lost data.")
 load_seconds = Histogram(
     "ingest_load_seconds", "From the first ledger row to COMMIT.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),

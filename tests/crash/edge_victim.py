@@ -7,19 +7,20 @@ def get_app():
     """Imports after gunicorn has patched, as the real one does."""
     from app import edge
     from app.appender import Appender
+    from app.spill import Spill
+    from wal.writer import Writer
 
-    def send(connection):
-        point.arm(connection, "send_packed_command", "send")
+    sent = Appender._sent
 
-    opened = Appender._open
+    def arm_and_send(self, batches):
+        # Here, and not where it is opened: the connection that probes is none of the hand-over's.
+        if batches and "send_packed_command" not in vars(self._connection):
+            point.arm(self._connection, "send_packed_command", "send")
+        return sent(self, batches)
 
-    def open_and_arm(self):
-        was_open = self._is_open
-        opened(self)
-        if not was_open:
-            send(self._connection)
-
-    Appender._open = open_and_arm
+    Appender._sent = arm_and_send
     point.arm(Appender, "_reply", "reply")
     point.arm(Appender, "append", "append")
+    point.arm(Spill, "append", "spill")
+    point.arm(Writer, "write", "write")
     return edge.get_app()

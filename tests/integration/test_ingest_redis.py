@@ -21,7 +21,7 @@ def edge(shared_redis, tmp_path_factory):
     edge = Edge(
         shared_redis.url, tmp_path_factory.mktemp("edge"),
         SPILLWAY_REDIS_DEADLINE_MS="200", SPILLWAY_MAX_BODY_BYTES=str(2 * MIB),
-        SPILLWAY_MAX_INFLIGHT_BYTES=str(4 * MIB),
+        SPILLWAY_MAX_INFLIGHT_BYTES=str(4 * MIB), SPILLWAY_WAL_MAX_BYTES="1024",  # no WAL: what Redis refuses is seen
     )
     yield edge
     edge.stop()
@@ -49,7 +49,7 @@ def assert_unavailable(edge):
         answer = edge.request(method, path, EVENT)
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert answer.headers["Content-Type"] == "application/problem+json"
-        assert answer.document["type"] == "urn:spillway:problem:not_durable_stream"
+        assert answer.document["type"] == "urn:spillway:problem:not_durable_wal_full"
     assert edge.request("GET", "/livez").status == 200
     assert edge.post(b"{").status == 422
     assert edge.worker_pid() == edge.pid
@@ -110,7 +110,7 @@ def test_batches_that_wait_are_held_at_their_full_size_however_small_they_came(e
     assert {answer.status for answer in answers} == {503}
     assert {answer.headers["Retry-After"] for answer in answers} == {"1"}
     causes = {answer.document["type"].rpartition("_")[2] for answer in answers}
-    assert causes == {"stream", "inflight"}
+    assert causes == {"full", "inflight"}
     assert_recovers(edge, client)
 
 

@@ -17,7 +17,7 @@ def edge(port, directory, **environ):
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "-k", "gevent", "-b", f"127.0.0.1:{port}", "--no-control-socket",
          "app.edge:get_app()"], cwd=journal.ROOT, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), **environ},
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), "SPILLWAY_DATA_DIR": str(directory), **environ},
     )
     try:
         yield f"http://127.0.0.1:{port}"

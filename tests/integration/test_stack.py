@@ -16,7 +16,7 @@ import pytest
 from ops import family
 from tests.conftest import ROOT, pick_port, until
 
-PROGRAMS = {"redis", "postgres", "ingest", "admin", "consumers:consumer-00", "consumers:consumer-01"}
+PROGRAMS = {"redis", "postgres", "ingest", "replayer", "admin", "consumers:consumer-00", "consumers:consumer-01"}
 
 
 def post(url, message):
@@ -171,7 +171,7 @@ def test_servers_that_are_not_ours_may_come_later(stack):
     )
     waiting = running.spillway("up", "--detach", "--wait", "3", status=os.EX_TEMPFAIL)
     assert "PostgreSQL does not answer" in waiting.stderr
-    assert "ingest is not ready" in waiting.stderr
+    assert "admin is not ready" in waiting.stderr
     states = {process["name"]: process["state"] for process in running.facts["processes"]}
     assert states == dict.fromkeys(PROGRAMS - {"redis", "postgres"}, "RUNNING")
 

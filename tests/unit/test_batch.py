@@ -1,13 +1,15 @@
-"""Batch ids: by time and chance, or by the client's key."""
+"""Batch ids, by time and chance or by the client's key; a batch as a record, and as a person reads it."""
 
+import json
 import threading
 import time
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import batch
+from app import batch, form
 from tests.sample import steady
 
 
@@ -65,3 +67,20 @@ def test_columns_are_those_of_the_payload_s_format():
         "received_at", "batch_id", "batch_index", "ts", "level", "severity", "service", "host", "message", "trace_id",
         "span_id", "attributes",
     )
+
+
+def test_a_batch_is_read_back_as_a_person_looks_at_it():
+    text = "tab\t line\n return\r back\\slash \\N \\. \\t"
+    body = json.dumps([{"message": text, "service": "s", "attributes": {"k": text}}, {"message": ""}]).encode()
+    one = form.to_batch(form.FORMS["application/json"], body, [], "id", 0, form.Limits(10, 1000))
+    first, second = batch.events(one)
+    assert (first["message"], first["service"], first["batch_index"]) == (text, "s", "0")
+    assert json.loads(first["attributes"]) == {"k": text}
+    assert (second["message"], second["service"]) == ("", None)
+
+
+def test_a_record_is_the_batch_again():
+    one = batch.Batch("id", 2, "ab", "now", b"\x00\xff\n")
+    assert batch.from_record(batch.to_record(one)) == one
+    with pytest.raises(ValueError):
+        batch.from_record(b"something else")

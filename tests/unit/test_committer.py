@@ -1,43 +1,70 @@
-"""The committer answers each request once, with what became of its own batch, and never before it is confirmed."""
+"""The committer answers each request once, with what made its own batch durable, and never before that."""
 
 import gevent
 import pytest
 from gevent.event import Event
 
 from app.batch import Batch
-from app.committer import Committer
+from app.committer import Bounds, Committer
 from app.errors import NotDurable, StreamUnavailable
+from tests.journal import DEADLINE_S as PATIENCE_S
 
 DEADLINE_S = 0.2
 REFUSED = StreamUnavailable("OOM", "full")
+FULL = NotDurable("wal_full", "no room")
 
 
 class Target:
-    """Keeps the groups that it is given; each waits for `gate`, and then does as `answer` says."""
+    """A stream: keeps the groups that it is given; each waits for `gate`, and then does as `answer` says."""
 
     def __init__(self, answer=lambda batches: [None] * len(batches)):
         self.groups = []
         self.answer = answer
         self.gate = Event()
         self.gate.set()
+        self.probe_error = None
 
     def append(self, batches):
         self.groups.append([batch.batch_id for batch in batches])
         self.gate.wait()
         return self.answer(batches)
 
+    def probe(self, max_bytes):
+        if self.probe_error:
+            raise self.probe_error
+
+
+class Wal:
+    """Keeps the groups that it is given, and counts how often it was sealed; `error` is raised instead."""
+
+    def __init__(self, error=None):
+        self.groups = []
+        self.sealed = 0
+        self.error = error
+
+    def append(self, batches):
+        if self.error:
+            raise self.error
+        self.groups.append([batch.batch_id for batch in batches])
+
+    def seal(self):
+        self.sealed += 1
+
 
 def batch(name, size=1):
     return Batch(str(name), 1, "", "", bytes(size))
 
 
-def outcomes(target, *batches, deadline_s=5.0):
-    """Commits batches at the same time and returns for each None, or the error that its request got."""
-    committer = Committer(target, deadline_s)
+def make(target, wal=None, deadline_s=5.0, **modes):
+    """Returns a committer whose WAL, unless given, has no room: then only the stream confirms."""
+    return Committer(target, wal or Wal(FULL), target, Bounds(deadline_s, 1 << 20), **modes)
 
+
+def outcomes(committer, *batches):
+    """Commits batches at the same time and returns for each what confirmed it, or the error that its request got."""
     def commit(one):
         try:
-            committer.commit(one)
+            return committer.commit(one)
         except NotDurable as error:
             return error
 
@@ -47,10 +74,16 @@ def outcomes(target, *batches, deadline_s=5.0):
     return [greenlet.value for greenlet in greenlets]
 
 
+def until(condition):
+    with gevent.Timeout(PATIENCE_S):
+        while not condition():
+            gevent.sleep(0.01)
+
+
 def test_a_batch_is_confirmed_when_the_target_has_confirmed_it():
     target = Target()
     target.gate.clear()
-    committer = Committer(target, 5)
+    committer = make(target)
     request = gevent.spawn(committer.commit, batch("a"))
     gevent.sleep(0)
     gevent.sleep(0)
@@ -62,7 +95,7 @@ def test_a_batch_is_confirmed_when_the_target_has_confirmed_it():
 def test_what_waits_while_a_group_is_on_its_way_is_the_next_group_in_order():
     target = Target()
     target.gate.clear()
-    committer = Committer(target, 5)
+    committer = make(target)
     first = gevent.spawn(committer.commit, batch(0))
     gevent.sleep(0)
     gevent.sleep(0)
@@ -76,68 +109,101 @@ def test_what_waits_while_a_group_is_on_its_way_is_the_next_group_in_order():
 def test_a_group_ends_before_it_is_too_large_and_takes_at_least_one():
     target = Target()
     mib = 1 << 20
-    assert outcomes(target, *(batch(name, 3 * mib) for name in "abcde"), batch("f", 20 * mib)) == [None] * 6
+    batches = [*(batch(name, 3 * mib) for name in "abcde"), batch("f", 20 * mib)]
+    assert outcomes(make(target), *batches) == ["stream"] * 6
     assert target.groups == [["a", "b"], ["c", "d"], ["e"], ["f"]]
 
 
-def test_each_request_gets_the_outcome_of_its_own_batch():
+@pytest.mark.parametrize("has_room", [True, False])
+def test_what_the_stream_refuses_goes_to_the_wal_and_the_rest_does_not(has_room):
     def every_second_refused(batches):
         return [REFUSED if int(one.batch_id) % 2 else None for one in batches]
 
-    found = outcomes(Target(every_second_refused), *map(batch, range(10)))
-    assert [error is not None for error in found] == [bool(number % 2) for number in range(10)]
-    assert all(error.__cause__ is REFUSED and error.cause == "stream" for error in found[1::2])
+    wal = Wal(None if has_room else FULL)
+    found = outcomes(make(Target(every_second_refused), wal), *map(batch, range(10)))
+    assert found == ["stream", "wal" if has_room else FULL] * 5
+    assert wal.groups == ([["1", "3", "5", "7", "9"]] if has_room else [])
 
 
 @pytest.mark.parametrize("failure", [StreamUnavailable("connect", "refused"), ValueError("a fault of ours"), OSError()])
-def test_when_a_group_fails_all_of_its_requests_are_told_and_the_next_group_is_tried(failure):
+def test_when_a_group_fails_and_the_wal_has_no_room_all_of_its_requests_are_told(failure):
     def fail(batches):
         target.answer = lambda batches: [None] * len(batches)
         raise failure
 
     target = Target(fail)
-    committer = Committer(target, 5)
-    failed = [gevent.spawn(committer.commit, batch(name)) for name in "abc"]
-    gevent.joinall(failed, timeout=5)
-    assert all(isinstance(request.exception, NotDurable) for request in failed)
-    committer.commit(batch("d"))
+    committer = make(target)
+    assert all(isinstance(found, NotDurable) for found in outcomes(committer, *map(batch, "abc")))
+    until(lambda: outcomes(committer, batch("d")) == ["stream"])
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_target_that_answers_for_another_number_of_batches_confirms_none_that_it_did_not_name(count):
-    found = outcomes(Target(lambda batches: [None] * count), batch("a"), batch("b"))
-    assert [error is None for error in found] == [index < count for index in range(2)]
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_stream_that_answers_for_fewer_batches_confirms_none_that_it_did_not_name(count):
+    found = outcomes(make(Target(lambda batches: [None] * count)), batch("a"), batch("b"))
+    assert [outcome == "stream" for outcome in found] == [index < count for index in range(2)]
 
 
-def test_a_target_that_does_not_answer_fails_its_group_after_the_deadline():
-    target = Target()
+def test_a_stream_that_does_not_answer_is_given_up_after_the_deadline_and_nobody_waits_for_two():
+    target, wal = Target(), Wal()
     target.gate.clear()
-    found = outcomes(target, batch("a"), batch("b"), deadline_s=DEADLINE_S)
-    assert [str(error.__cause__) for error in found] == [f"deadline: no reply within {DEADLINE_S} s"] * 2
-
-
-def test_what_waits_behind_a_group_that_fails_fails_with_it_so_that_nobody_waits_for_two_deadlines():
-    target = Target()
-    target.gate.clear()
+    target.probe_error = REFUSED
     large = [batch(number, 8 << 20) for number in range(5)]  # each a group of its own
-    assert all(outcomes(target, *large, deadline_s=DEADLINE_S))
+    assert outcomes(make(target, wal, DEADLINE_S), *large) == ["wal"] * 5
     assert target.groups == [["0"]]
+    assert wal.groups == [[str(number)] for number in range(5)]
 
 
-def test_a_sign_of_life_is_asked_for_without_a_batch_and_is_as_good_as_the_batches_beside_it():
+def test_while_the_stream_is_away_nothing_is_sent_to_it_until_a_probe_finds_it():
+    target, wal = Target(lambda batches: [REFUSED] * len(batches)), Wal()
+    target.probe_error = REFUSED
+    committer = make(target, wal)
+    for _ in range(3):
+        assert outcomes(committer, batch("a")) == ["wal"]
+    assert target.groups == [["a"]]
+    target.answer, target.probe_error = (lambda batches: [None] * len(batches)), None
+    until(lambda: outcomes(committer, batch("b")) == ["stream"])
+
+
+def test_a_stream_over_its_bytes_is_away_without_a_request_having_failed():
+    target, wal = Target(), Wal()
+    target.probe_error = StreamUnavailable("FULL", "over its bytes")
+    committer = make(target, wal)
+    until(lambda: outcomes(committer, batch("a")) == ["wal"])
+
+
+def test_the_segment_is_sealed_once_the_stream_is_back_and_not_before():
+    target, wal = Target(lambda batches: [REFUSED] * len(batches)), Wal()
+    target.probe_error = REFUSED
+    committer = make(target, wal)
+    assert outcomes(committer, batch("a")) == ["wal"]
+    gevent.sleep(1.2)  # two probes that find it away
+    assert wal.sealed == 0
+    target.probe_error = None
+    until(lambda: wal.sealed)
+
+
+def test_in_write_ahead_mode_the_stream_is_not_asked():
+    target, wal = Target(), Wal()
+    assert outcomes(make(target, wal, is_wal_first=True), batch("a"), batch("b")) == ["wal"] * 2
+    assert target.groups == [] and wal.groups == [["a", "b"]]
+
+
+def test_a_sign_of_life_is_asked_for_without_a_batch():
     target = Target()
-    assert outcomes(target, None) == [None] and target.groups == [[]]
-    found = outcomes(Target(lambda batches: [REFUSED] * len(batches)), None, batch("a"))
-    assert all(error.__cause__ is REFUSED for error in found)
+    assert outcomes(make(target), None) == ["stream"] and target.groups == [[]]
+    refusing = Target(lambda batches: [REFUSED] * len(batches))
+    refusing.probe_error = REFUSED
+    committer = make(refusing, Wal(FULL))
+    assert outcomes(committer, batch("a")) == [FULL]
+    assert outcomes(committer, None) == [FULL]
 
 
 def test_a_change_of_state_is_logged_once(caplog):
     target = Target(lambda batches: [REFUSED] * len(batches))
-    committer = Committer(target, 5)
+    target.probe_error = REFUSED
+    committer = make(target, Wal())
     for _ in range(3):
-        with pytest.raises(NotDurable):
-            committer.commit(batch("a"))
-    target.answer = lambda batches: [None] * len(batches)
-    for _ in range(3):
-        committer.commit(batch("a"))
+        outcomes(committer, batch("a"))
+    target.answer, target.probe_error = (lambda batches: [None] * len(batches)), None
+    until(lambda: outcomes(committer, batch("a")) == ["stream"])
     assert [record.message.split()[0] for record in caplog.records] == ["redis_unavailable", "redis_available"]

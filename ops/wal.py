@@ -1,0 +1,126 @@
+"""`spillway wal`: looks into the write-ahead log of this host. Reading only, but for `repair --apply`."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from app.batch import events, from_record
+from app.settings import Settings
+from wal.errors import WalError
+from wal.reader import Record, SegmentReader, oldest_at_ns, segments
+
+_READ_BYTES = 4 << 20
+
+
+class Finding(NamedTuple):
+    """What is in a segment: `corrupt` records were acknowledged and are damaged, `torn` ones never were."""
+
+    segment: str
+    size_bytes: int
+    age_s: int
+    is_sealed: bool
+    records: int
+    torn: int
+    corrupt: int
+    error: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `wal`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    for name, text in (
+        ("status", "the segments and what is in them"),
+        ("verify", "the same, and exit status 1 if an acknowledged record is damaged"),
+        ("export", "every batch that can be read, as JSON lines with its events"),
+        ("repair", "what would be done about damaged segments that nobody writes to"),
+    ):
+        action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name in ("status", "verify"):
+            action.add_argument("--json", action="store_true", help="as JSON lines, one a segment")
+        if name == "repair":
+            action.add_argument("--apply", action="store_true", help="do it: move them to the quarantine, whole")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Runs one action; returns 1 where `verify` found damage, else 0."""
+    actions: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "status": _status, "verify": _verify, "export": _export, "repair": _repair,
+    }
+    return actions[args.action](args, settings)
+
+
+def _status(args: argparse.Namespace, settings: Settings) -> int:
+    _show(_findings(settings), args.json, settings.wal_path)
+    return 0
+
+
+def _verify(args: argparse.Namespace, settings: Settings) -> int:
+    found = _findings(settings)
+    _show(found, args.json, settings.wal_path)
+    return int(any(one.corrupt or one.error for one in found))
+
+
+def _export(args: argparse.Namespace, settings: Settings) -> int:
+    for path in segments(settings.wal_path):
+        with closing(SegmentReader(path)) as reader:
+            for record in _records(reader):
+                print(msgspec.json.encode(_document(record)).decode())
+    return 0
+
+
+def _repair(args: argparse.Namespace, settings: Settings) -> int:
+    damaged = [one for one in _findings(settings) if one.error]
+    for one in damaged:
+        print(f"{one.segment}: {one.error}; {'moved' if args.apply else 'would be moved'} to the quarantine")
+        if args.apply:
+            quarantine = settings.beside_wal("quarantine")
+            quarantine.mkdir(mode=0o700, exist_ok=True)
+            (settings.wal_path / one.segment).rename(quarantine / one.segment)
+    if not damaged:
+        print("Nothing to repair. The replayer recovers what can be read behind a damaged record by itself.")
+    return 0
+
+
+def _findings(settings: Settings) -> list[Finding]:
+    return [_finding(path) for path in segments(settings.wal_path)] if settings.wal_path.is_dir() else []
+
+
+def _finding(path: Path) -> Finding:
+    age_s = int(time.time() - oldest_at_ns(path) / 1e9)
+    try:
+        with closing(SegmentReader(path)) as reader:
+            count = sum(1 for _ in _records(reader))
+            return Finding(path.name, path.stat().st_size, age_s, reader.is_sealed, count, reader.torn_count,
+                           reader.corrupt_count, "")
+    except (WalError, OSError) as error:
+        return Finding(path.name, 0, age_s, True, 0, 0, 0, str(error))
+
+
+def _records(reader: SegmentReader) -> Iterator[Record]:
+    while found := reader.read(_READ_BYTES):
+        yield from found
+
+
+def _document(record: Record) -> dict[str, Any]:
+    batch = from_record(record.payload)
+    return {"segment": record.segment, "offset": record.offset, "batch_id": batch.batch_id, "count": batch.count,
+            "received_at": batch.received_at, "events": list(events(batch))}
+
+
+def _show(found: list[Finding], is_json: bool, directory: Path) -> None:
+    if is_json:
+        for one in found:
+            print(msgspec.json.encode(one._asdict()).decode())
+    elif not found:
+        print(f"The WAL in {directory} is empty.")
+    else:
+        print(f"{'segment':60} {'MiB':>6} {'age s':>7} {'state':7} {'records':>8} {'torn':>5} {'corrupt':>7}")
+        for one in found:
+            state = "damaged" if one.error else "sealed" if one.is_sealed else "live"
+            print(f"{one.segment:60} {one.size_bytes / (1 << 20):6.1f} {one.age_s:7} {state:7} {one.records:8} "
+                  f"{one.torn:5} {one.corrupt:7} {one.error}".rstrip())

@@ -1,0 +1,159 @@
+"""The WAL between the edge and the replayer, on real servers: Redis away, slow or full, nothing acknowledged lost."""
+
+import time
+from contextlib import closing
+
+import pytest
+import redis
+
+from app import stream
+from tests import journal
+from tests.edge import Edge
+from tests.journal import until
+
+MIB = 1 << 20
+
+
+class Host:
+    """One ingest process and one replayer on one WAL directory."""
+
+    def __init__(self, redis_url, directory, **settings):
+        self.wal = directory / "wal"
+        self._settings = {"SPILLWAY_WAL_DIR": str(self.wal), "SPILLWAY_WAL_MIN_FREE_BYTES": "1024", **settings}
+        self._redis_url, self._directory = redis_url, directory
+        (directory / "edge").mkdir()
+        self.edge = Edge(redis_url, directory / "edge", **self._settings)
+        self.replayer = None
+        self.start_replayer()
+
+    def start_replayer(self):
+        self.replayer = journal.start(
+            "-m", "workers.replayer", log=self._directory / "replayer.log", REDIS_URL=self._redis_url, **self._settings,
+        )
+
+    @property
+    def log(self):
+        return (self._directory / "replayer.log").read_text()
+
+    def files(self):
+        return sorted(path.name for path in self.wal.iterdir()) if self.wal.is_dir() else []
+
+    def post(self, number):
+        return self.edge.post(f"event {number}".encode(), "text/plain", Idempotency_Key=f"key {number}")
+
+    def stop(self):
+        self.edge.stop()
+        self.replayer.terminate()
+        self.replayer.wait(30)
+
+
+@pytest.fixture
+def host(redis_url, tmp_path):
+    hosts = []
+
+    def start(**settings):
+        hosts.append(Host(redis_url, tmp_path, **settings))
+        return hosts[-1]
+
+    yield start
+    for one in hosts:
+        one.stop()
+
+
+def check_all_stored(redis_url, database_url, batch_ids):
+    journal.drain(redis_url, database_url)
+    found = journal.stored(database_url)
+    assert sorted(found) == sorted(batch_ids)
+    assert all(len(messages) == 1 for messages in found.values())
+
+
+def in_stream(redis_url, batch_ids):
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        found = {fields[b"batch_id"].decode() for _, fields in client.xrange(stream.STREAM)}
+    return found >= set(batch_ids)
+
+
+@pytest.mark.parametrize("fault", ["stop", "kill", "pause"])
+def test_an_outage_of_redis_is_bridged_by_the_wal(fault, host, redis_server, redis_url, database_url):
+    running = host()
+    answers = [running.post(number) for number in range(5)]
+    assert [answer.document["durability"] for answer in answers] == ["stream"] * 5
+    getattr(redis_server, fault)()
+    during = [running.post(number) for number in range(5, 40)]
+    assert [(answer.status, answer.document["durability"]) for answer in during] == [(202, "wal")] * 35
+    assert running.files() and "redis_unavailable" in running.edge.log
+    redis_server.start()
+    until(lambda: running.files() == [], "the WAL to be drained and its directory empty")
+    ids = [answer.document["batch_id"] for answer in answers + during]
+    assert in_stream(redis_url, ids)
+    until(lambda: "redis_available" in running.edge.log, "ingest to say so")
+    until(lambda: "replay_complete" in running.log, "the replayer to say so")
+    assert "replay_started" in running.log
+    until(lambda: running.post(40).document["durability"] == "stream", "the stream to be used again")
+    ids.append(running.post(40).document["batch_id"])
+    check_all_stored(redis_url, database_url, ids)
+
+
+def test_what_a_killed_worker_has_left_is_replayed(host, redis_server, redis_url, database_url):
+    running = host()
+    redis_server.stop()
+    ids = []
+    for number in range(10):
+        ids.append(running.post(number).document["batch_id"])
+    running.edge.kill_worker()
+    ids.append(until(lambda: running.edge.is_live() and running.post(10), "a new worker").document["batch_id"])
+    running.replayer.kill()
+    running.replayer.wait(30)
+    running.start_replayer()
+    redis_server.start()
+    until(lambda: running.files() == [], "the WAL to be drained")
+    check_all_stored(redis_url, database_url, ids)
+
+
+@pytest.mark.parametrize("fault", ["maxmemory", "bound"])
+def test_a_full_redis_sends_batches_to_the_wal_and_takes_them_when_there_is_room(
+    fault, host, redis_server, redis_url, database_url
+):
+    running = host(**({"SPILLWAY_STREAM_MAX_BYTES": str(MIB)} if fault == "bound" else {}))
+    client = redis.Redis.from_url(redis_url)
+    if fault == "maxmemory":
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 4 * MIB)
+    line = b"x" * 100_000
+    answers = []
+    ends_at = time.monotonic() + journal.DEADLINE_S
+    while time.monotonic() < ends_at and [answer.document["durability"] for answer in answers].count("wal") < 5:
+        answers.append(running.edge.post(line, "text/plain"))
+        assert answers[-1].status == 202
+    ids = {answer.document["batch_id"] for answer in answers}
+    journal.drain(redis_url, database_url)
+    client.config_set("maxmemory", 256 * MIB)
+    until(lambda: running.files() == [], "the WAL to be drained")
+    journal.drain(redis_url, database_url)
+    assert set(journal.stored(database_url)) == ids
+
+
+def test_a_full_wal_is_told_with_503_and_takes_batches_again_when_it_is_drained(
+    host, redis_server, redis_url, database_url
+):
+    running = host(SPILLWAY_WAL_MAX_BYTES=str(4 * MIB), SPILLWAY_WAL_SEGMENT_BYTES=str(MIB))
+    redis_server.stop()
+    answers = [running.edge.post(b"x" * 100_000, "text/plain") for _ in range(60)]
+    accepted = [answer.document["batch_id"] for answer in answers if answer.status == 202]
+    refused = [answer for answer in answers if answer.status != 202]
+    assert len(accepted) >= 20 and refused
+    assert {(answer.status, answer.headers["Retry-After"]) for answer in refused} == {(503, "1")}
+    pid = running.edge.worker_pid()
+    redis_server.start()
+    until(lambda: running.files() == [], "the WAL to be drained")
+    last = until(lambda: (answer := running.edge.post(b"last", "text/plain")).status == 202 and answer, "202 again")
+    assert running.edge.worker_pid() == pid
+    until(lambda: running.files() == [], "the WAL to be drained again")
+    check_all_stored(redis_url, database_url, [*accepted, last.document["batch_id"]])
+
+
+def test_write_ahead_mode_acknowledges_from_the_wal_and_ships_behind_it(host, redis_url, database_url):
+    running = host(SPILLWAY_WAL="always")
+    answers = [running.post(number) for number in range(20)]
+    assert {answer.document["durability"] for answer in answers} == {"wal"}
+    until(lambda: running.files() == [], "the WAL to be drained")
+    check_all_stored(redis_url, database_url, [answer.document["batch_id"] for answer in answers])

@@ -1,0 +1,154 @@
+"""The replayer: follows the write-ahead logs of this host's ingest workers, and ships what they hold to the stream.
+
+HANDOVER 3: WAL → stream (tests/crash/test_replay.py). Copied by XADD, confirmed by Redis's reply, released by removing
+a segment once every record in it is confirmed. Killed in between, it ships the segment again; the ledger removes the
+copies. `python -m workers.replayer` runs it.
+"""
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from app import log
+from app.appender import Appender
+from app.batch import Batch, from_record
+from app.errors import SettingError, StreamUnavailable
+from app.settings import Settings
+from wal.reader import Record, SegmentReader, segments
+from workers import metric
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 4 << 20
+_IDLE_S = 0.1
+_LONGEST_DELAY_S = 1.0
+_REDIS_TIMEOUT_S = 5.0
+
+
+class Replayer:
+    """Owns the reading side of a WAL directory; one process a host.
+
+    Args:
+        directory: Of the segments.
+        quarantine: Where segments with damaged records are copied before they are released.
+        appender: To the stream.
+        stream_max_bytes: The stream is not filled beyond nine tenths of this.
+    """
+
+    def __init__(self, directory: Path, quarantine: Path, appender: Appender, stream_max_bytes: int) -> None:
+        self._directory = directory
+        self._quarantine = quarantine
+        self._appender = appender
+        self._stream_max_bytes = stream_max_bytes
+        self._readers: dict[Path, SegmentReader] = {}
+        self._unsent: list[Record] = []
+        self._shipped = 0
+        self._is_away = False
+
+    def step(self) -> int:
+        """Ships the next records of the oldest segment that has some, and releases what is done; returns how many.
+
+        Raises:
+            StreamUnavailable: Nothing is lost; the records that were not confirmed come first in the next round.
+        """
+        for path in segments(self._directory):
+            reader = self._readers.get(path) or self._opened(path)
+            self._unsent = self._unsent or reader.read(_READ_BYTES)
+            if self._unsent:
+                return self._ship()
+            if reader.is_drained:
+                self._release(path, reader)
+        self._note_complete()
+        return 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Repeats `step` until `stop` is set; waits while Redis is away or full."""
+        attempt = 0
+        while not stop.is_set():
+            try:
+                if not self.step():
+                    stop.wait(_IDLE_S)
+                attempt = 0
+            except StreamUnavailable as error:
+                metric.failed_replays.inc()
+                self._note_away(error)
+                stop.wait(min(_LONGEST_DELAY_S, 0.1 * (1 << min(attempt, 4))) * random.uniform(0.5, 1))
+                attempt += 1
+
+    def _opened(self, path: Path) -> SegmentReader:
+        self._readers[path] = SegmentReader(path)
+        return self._readers[path]
+
+    def _ship(self) -> int:
+        self._appender.probe(self._stream_max_bytes * 9 // 10)
+        if not self._shipped or self._is_away:
+            logger.warning(log.line("replay_started", redis="available", segments=len(segments(self._directory))))
+            self._is_away = False
+        batches = _batches(self._unsent)
+        outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
+        refused = [outcome for outcome in outcomes if outcome]
+        count = len(self._unsent) - len(refused)
+        self._unsent = [record for record, outcome in zip(self._unsent, outcomes) if outcome]
+        self._shipped += count
+        metric.replayed_batches.inc(count)
+        metric.replayed_events.inc(sum(batch.count for batch, outcome in zip(batches, outcomes) if not outcome))
+        if refused:
+            raise refused[0]
+        return count
+
+    def _release(self, path: Path, reader: SegmentReader) -> None:
+        if reader.corrupt_count:
+            logger.critical(log.line("wal_corrupt", segment=path.name, records=reader.corrupt_count,
+                                     quarantine=self._quarantine))
+        metric.wal_torn.inc(reader.torn_count)
+        metric.wal_corrupt.inc(reader.corrupt_count)
+        reader.release(self._quarantine)  # HANDOVER 3, release
+        reader.close()
+        del self._readers[path]
+
+    def _note_away(self, error: StreamUnavailable) -> None:
+        if not self._is_away:
+            logger.warning(log.line("replay_waiting", cause=error.cause, detail=error))
+        self._is_away = True
+
+    def _note_complete(self) -> None:
+        if self._shipped and not self._readers:
+            logger.warning(log.line("replay_complete", batches=self._shipped))
+            self._shipped = 0
+
+
+def _batches(records: Sequence[Record]) -> list[Batch]:
+    return [from_record(record.payload) for record in records]
+
+
+def main() -> int:
+    """Runs the replayer until SIGTERM or SIGINT."""
+    try:
+        settings = Settings.from_env(os.environ)
+        if settings.redis_url is None:
+            raise SettingError("REDIS_URL has to be set; `spillway up` sets it")
+    except SettingError as error:
+        print(f"replayer: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    log.setup("replayer", settings.log_level)
+    settings.wal_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    appender = Appender(settings.redis_url, _REDIS_TIMEOUT_S)
+    replayer = Replayer(
+        settings.wal_path, settings.beside_wal("quarantine"), appender, settings.stream_max_bytes
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logger.info(log.line("replayer_started", pid=os.getpid(), directory=settings.wal_path))
+    replayer.run(stop)
+    logger.info(log.line("replayer_stopped"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
