@@ -1,10 +1,13 @@
 """A consumer's side of the stream: reads entries by bytes, acknowledges them, buries what can never be loaded.
 
-The entries that this consumer was given before come first: after a start, and after every failed round.
+The entries that this consumer was given before come first: after a start, after every failed round, and every few
+seconds, since the network may deliver a read after its sender has given it up: then entries are pending here that
+nobody has seen.
 """
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -17,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _NEW = ">"
 _BLOCK_MS = 1000
+_LOOK_BACK_EVERY_S = 2.0
 
 # Keys: the stream. Arguments: group, consumer, the id after which to read, the byte budget.
 # Redis reads by count alone and entries are of any size, so this takes one after the other until the budget is spent.
@@ -65,20 +69,25 @@ class Inbox:
         client: Its socket timeout is above one second, the time that a read may block.
         consumer: Stable over restarts, used by one process at a time.
         max_bytes: Bytes after which a read takes no further entry.
+        monotonic: The clock, in seconds.
     """
 
-    def __init__(self, client: redis.Redis, consumer: str, max_bytes: int) -> None:
+    def __init__(
+        self, client: redis.Redis, consumer: str, max_bytes: int, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._consumer = consumer
         self._max_bytes = max_bytes
         self._read = client.register_script(_READ)
         self._release = client.register_script(_RELEASE)
         self._bury = client.register_script(_BURY)
-        self._start = "0"
+        self._monotonic = monotonic
+        self.rewind()
 
     def rewind(self) -> None:
         """Makes the next read begin with the entries that were read and not acknowledged."""
         self._start = "0"
+        self._look_back_at = self._monotonic() + _LOOK_BACK_EVERY_S
 
     def read(self) -> list[Entry]:
         """Returns the next entries, after at most a second none.
@@ -87,6 +96,8 @@ class Inbox:
             StreamUnavailable: Redis is away or refuses.
             StreamLost: The group is gone.
         """
+        if self._start == _NEW and self._monotonic() >= self._look_back_at:
+            self.rewind()
         with stream.translated():
             found = self._found()
         if self._start != _NEW and not found:

@@ -48,7 +48,7 @@ class Replayer:
         self._readers: dict[Path, SegmentReader] = {}
         self._unsent: list[Record] = []
         self._shipped = 0
-        self._is_away = False
+        self._away_cause = ""
 
     def step(self) -> int:
         """Ships the next records of the oldest segment that has some, and releases what is done; returns how many.
@@ -86,9 +86,8 @@ class Replayer:
 
     def _ship(self) -> int:
         self._appender.probe(self._stream_max_bytes * 9 // 10)
-        if not self._shipped or self._is_away:
+        if not self._shipped:
             logger.warning(log.line("replay_started", redis="available", segments=len(segments(self._directory))))
-            self._is_away = False
         batches = _batches(self._unsent)
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         refused = [outcome for outcome in outcomes if outcome]
@@ -112,14 +111,16 @@ class Replayer:
         del self._readers[path]
 
     def _note_away(self, error: StreamUnavailable) -> None:
-        if not self._is_away:
+        # Once for each cause until the WAL is drained: a full Redis takes a little, and refuses, again and again.
+        if error.cause != self._away_cause:
             logger.warning(log.line("replay_waiting", cause=error.cause, detail=error))
-        self._is_away = True
+        self._away_cause = error.cause
 
     def _note_complete(self) -> None:
         if self._shipped and not self._readers:
             logger.warning(log.line("replay_complete", batches=self._shipped))
             self._shipped = 0
+            self._away_cause = ""
 
 
 def _batches(records: Sequence[Record]) -> list[Batch]:

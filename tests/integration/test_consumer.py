@@ -89,6 +89,28 @@ def test_a_restarted_consumer_takes_its_own_pending_entries_first(client, redis_
     assert [[entry.entry_id for entry in inbox.read()] for _ in range(3)] == [[old], [], [new]]
 
 
+def test_entries_that_a_lost_connection_has_taken_in_its_name_are_found_without_a_restart(
+    client, redis_url, database_url
+):
+    # The network may deliver a read after its sender has given it up: its entries are pending, and nobody has seen them.
+    process = start_consumer(redis_url, database_url)
+    try:
+        first, second = journal.make_batch("first"), journal.make_batch("second")
+        journal.append(client, first)
+        journal.until(lambda: first.batch_id in journal.stored(database_url), "the consumer to be at work")
+        taken = []
+        while not taken:
+            journal.append(client, second)
+            taken = client.xreadgroup(stream.GROUP, "consumer-00", {stream.STREAM: ">"})
+        third = journal.make_batch("third")
+        journal.append(client, third)
+        journal.until(lambda: third.batch_id in journal.stored(database_url), "newer entries to be stored")
+        journal.until(lambda: client.xlen(stream.STREAM) == 0, "the taken entries to be found")
+        assert second.batch_id in journal.stored(database_url)
+    finally:
+        stop(process)
+
+
 def test_a_read_takes_no_further_entry_once_its_bytes_are_spent(client):
     ids = journal.append(client, *(journal.make_batch("x" * 1000, count=100) for _ in range(30)))
     inbox = Inbox(client, "consumer-00", 300_000)
