@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wal_dir: Annotated[str, _doc("Where WAL segments lie; unset: `wal` below `SPILLWAY_DATA_DIR`.")] = ""
     wal_max_bytes: Annotated[Bytes, _doc("Bytes of WAL segments on this host; more: 503.")] = 4096 * MIB
     wal_segment_bytes: Annotated[Bytes, _doc("Size of a WAL segment; each worker keeps a spare one.")] = 16 * MIB
-    wal_min_free_bytes: Annotated[Bytes, _doc("Free space that the WAL leaves on its file system.")] = 64 * MIB
+    wal_min_free_bytes: Annotated[Bytes, _doc("Free space that the WAL leaves on its file system.")] = 16 * MIB
     body_timeout_s: Annotated[int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, s.")] = 30
     max_body_bytes: Annotated[Bytes, _doc("Largest body as sent.")] = 8 * MIB
     max_decoded_bytes: Annotated[Bytes, _doc("Largest body decompressed.")] = 64 * MIB

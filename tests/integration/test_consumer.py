@@ -92,7 +92,7 @@ def test_a_restarted_consumer_takes_its_own_pending_entries_first(client, redis_
 def test_entries_that_a_lost_connection_has_taken_in_its_name_are_found_without_a_restart(
     client, redis_url, database_url
 ):
-    # The network may deliver a read after its sender has given it up: its entries are pending, and nobody has seen them.
+    # The network may deliver a read after its sender has given it up: entries are pending, and nobody has seen them.
     process = start_consumer(redis_url, database_url)
     try:
         first, second = journal.make_batch("first"), journal.make_batch("second")
