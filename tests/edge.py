@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,10 +95,11 @@ class Edge:
     def raw(self, *pieces, is_half_closed=False):
         """Sends bytes as they are, and returns what comes back until the server closes."""
         with self.connection() as connection:
-            for piece in pieces:
-                connection.sendall(piece)
-            if is_half_closed:
-                connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # It may have seen enough, answered and closed before we are through.
+                for piece in pieces:
+                    connection.sendall(piece)
+                if is_half_closed:
+                    connection.shutdown(socket.SHUT_WR)
             received = b""
             try:
                 while piece := connection.recv(65536):
