@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wal import frame
-from wal.file import FILES, Files
+from wal.file import FILES, Files, failure
 
 SUFFIX = ".wal"
 DRAFT_SUFFIX = ".draft"
@@ -19,19 +19,40 @@ _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{32})\.wal")
 
 
 def segments(directory: Path, files: Files = FILES) -> list[Path]:
-    """Returns the segments of the log, oldest first."""
-    return [directory / name for name in files.names(directory) if name.endswith(SUFFIX)]
+    """Returns the segments of the log, oldest first.
+
+    Raises:
+        WalFailed: The directory cannot be read.
+    """
+    try:
+        return [directory / name for name in files.names(directory) if name.endswith(SUFFIX)]
+    except OSError as error:
+        raise failure(error) from error
 
 
 def used_bytes(directory: Path, files: Files = FILES) -> int:
-    """Returns what all segments of the log, of all processes, take of the disk."""
-    return sum(files.allocated_bytes(path) for path in segments(directory, files))
+    """Returns what all segments of the log, of all processes, take of the disk.
+
+    Raises:
+        WalFailed: The directory cannot be read.
+    """
+    try:
+        return sum(files.allocated_bytes(path) for path in segments(directory, files))
+    except OSError as error:
+        raise failure(error) from error
 
 
 def oldest_at_ns(path: Path, files: Files = FILES) -> int:
-    """Returns when the segment was taken into use, in wall time: none of its records is older."""
-    name = _NAME.fullmatch(path.name)
-    return int(name[1]) if name else files.modified_at_ns(path)
+    """Returns when the segment was taken into use, in wall time: none of its records is older.
+
+    Raises:
+        WalFailed: The name does not tell, and the file cannot be asked.
+    """
+    try:
+        name = _NAME.fullmatch(path.name)
+        return int(name[1]) if name else files.modified_at_ns(path)
+    except OSError as error:
+        raise failure(error) from error
 
 
 def identity_of(path: Path) -> bytes:

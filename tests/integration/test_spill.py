@@ -157,3 +157,30 @@ def test_write_ahead_mode_acknowledges_from_the_wal_and_ships_behind_it(host, re
     assert {answer.document["durability"] for answer in answers} == {"wal"}
     until(lambda: running.files() == [], "the WAL to be drained")
     check_all_stored(redis_url, database_url, [answer.document["batch_id"] for answer in answers])
+
+
+def test_a_damaged_segment_is_quarantined_and_keeps_nothing_behind_it_waiting(
+    host, redis_server, redis_url, database_url
+):
+    running = host()
+    running.replayer.kill()  # or it has read the records before they are damaged
+    running.replayer.wait(30)
+    redis_server.stop()
+    ids = [running.post(number).document["batch_id"] for number in range(5)]
+    running.edge.kill_worker()
+    until(running.edge.is_live, "a new worker")
+    segment = running.wal / running.files()[0]
+    with segment.open("r+b") as file:
+        data = file.read(1 << 16)
+        file.seek(data.index(b"event 1"))
+        file.write(b"EVENT")
+    (running.wal / "00000000000000000000-0000000000000000.wal").write_bytes(b"no segment")
+    (running.wal / "00000000000000000001-a-directory.wal").mkdir()
+    ids.append(running.post(5).document["batch_id"])
+    redis_server.start()
+    running.start_replayer()
+    until(lambda: running.files() == ["00000000000000000001-a-directory.wal"], "all but the unreadable to be replayed")
+    assert "wal_corrupt" in running.log and running.log.count("wal_unreadable") == 1
+    quarantine = {path.name for path in running.wal.with_name("wal.quarantine").iterdir()}
+    assert quarantine == {segment.name, "00000000000000000000-0000000000000000.wal"}
+    check_all_stored(redis_url, database_url, [ids[0], *ids[2:]])

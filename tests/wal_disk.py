@@ -1,0 +1,167 @@
+"""Disks for the tests of the log: one that loses what was not synced, and one that fails at a chosen call."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from wal.file import Files
+from wal.reader import SegmentReader, segments
+from wal.writer import Writer
+
+PAGE_BYTES = 512  # smaller than real ones, so that small segments have many
+# What may fail on a real disk; the rest only looks at memory, or its failure has no meaning (closing, unlocking).
+FALLIBLE = (
+    "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "sync",
+    "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
+)
+
+
+def make_memory_dir():
+    """Returns a new directory, in memory where there is such a place: the disk is simulated."""
+    return Path(tempfile.mkdtemp(prefix="wal", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+
+
+def writer_at(root, files, **changes):
+    """Returns a writer of small segments under `root`."""
+    limits = {"segment_bytes": 4096, "max_bytes": 1 << 20, "min_free_bytes": 0, **changes}
+    return Writer(root / "log", root / "spares", files=files, **limits)
+
+
+def drain(root, files=Files(), is_released=True, payloads=None):
+    """Reads and releases every sealed segment. Returns the payloads, torn_count and corrupt_count.
+
+    `payloads` keeps what was read should anything raise.
+    """
+    payloads = [] if payloads is None else payloads
+    torn_count, corrupt_count = 0, 0
+    for path in segments(root / "log", files):
+        reader = SegmentReader(path, files)
+        while records := reader.read(10_000):
+            payloads += [record.payload for record in records]
+        torn_count += reader.torn_count
+        corrupt_count += reader.corrupt_count
+        if reader.is_drained and is_released:
+            reader.release(root / "quarantine")
+        reader.close()
+    return payloads, torn_count, corrupt_count
+
+
+def die(writer):
+    """Ends the writer as SIGKILL would: its locks go and nothing is sealed or removed."""
+    for segment in (writer._segment, writer._spare):
+        if segment:
+            segment._close()
+    writer._segment = writer._spare = None
+    writer._is_closed = True
+
+
+class SameFiles(Files):
+    """Real files with known names, so that their bytes can be compared."""
+
+    def now_ns(self):
+        """The moment of the worked example."""
+        return 1_700_000_000_000_000_000
+
+    def random_bytes(self, count):
+        """Counts from 0."""
+        return bytes(range(count))
+
+
+class FailingFiles(Files):
+    """Fails the calls whose numbers (from 1) are given.
+
+    Attributes:
+        calls: The names of all calls so far.
+    """
+
+    def __init__(self, fails=(), number=errno.EIO):
+        self.calls = []
+        self._fails, self._number = set(fails), number
+
+    def __getattribute__(self, name):
+        if name in FALLIBLE:
+            self.calls.append(name)
+            if len(self.calls) in self._fails:
+                raise OSError(self._number, os.strerror(self._number))
+        return super().__getattribute__(name)
+
+
+class LossyFiles(Files):
+    """Real files that remember what was synced, and lose the rest on `power_loss`.
+
+    Bytes that did not change since the last sync stay, even in a page that is garbled: what disks promise of a
+    sector that is written again.
+    """
+
+    def __init__(self, root):
+        self.sync_failures = 0
+        self.unlinked = []
+        self._kept = root / "inodes"
+        self._kept.mkdir(exist_ok=True)
+        self._synced, self._entries, self._poisoned = {}, {}, set()
+
+    def create(self, path):
+        """Keeps a link, so that what is unlinked without a sync can come back."""
+        fd = super().create(path)
+        os.link(path, self._kept / str(os.fstat(fd).st_ino))
+        return fd
+
+    def sync(self, fd):
+        """Fails as often as the test wants; a second call for a file that failed is what the log must never do."""
+        inode = os.fstat(fd).st_ino
+        assert inode not in self._poisoned, "a poisoned segment was synced again"
+        if self.sync_failures:
+            self.sync_failures -= 1
+            self._poisoned.add(inode)
+            raise OSError(errno.EIO, "the test's")
+        self._synced[inode] = os.pread(fd, os.fstat(fd).st_size, 0)
+
+    def sync_directory(self, path):
+        """Remembers the entries."""
+        self._entries[path] = self._current(path)
+
+    def power_loss(self, random):
+        """Replaces all files by what a disk may hold after a power cut."""
+        found = {path: self._entries_after(path, random) for path in self._entries if path.name in ("log", "spares")}
+        contents = {inode: self._content_after(inode, random) for names in found.values() for inode in names.values()}
+        self._synced, self._entries, self._poisoned = {}, {}, set()
+        for path in self._kept.iterdir():
+            path.unlink()
+        for directory, names in found.items():
+            for path in directory.iterdir():
+                path.unlink()
+            for name, inode in names.items():
+                self._put(directory / name, contents[inode])
+            self.sync_directory(directory)
+
+    def _put(self, path, content):
+        fd = self.create(path)
+        os.write(fd, content)
+        self.sync(fd)
+        os.close(fd)
+
+    def _current(self, directory):
+        return {path.name: path.stat().st_ino for path in directory.iterdir() if path.is_file()}
+
+    def _entries_after(self, directory, random):
+        before, now = self._entries[directory], self._current(directory)
+        chosen = {name: random.choice((before, now)).get(name) for name in {**before, **now}}
+        return {name: inode for name, inode in chosen.items() if inode is not None}
+
+    def _content_after(self, inode, random):
+        now = (self._kept / str(inode)).read_bytes()
+        before = self._synced.get(inode, b"").ljust(len(now), b"\0")
+        pages = range(0, len(now), PAGE_BYTES)
+        return b"".join(
+            _page_after(before[start:start + PAGE_BYTES], now[start:start + PAGE_BYTES], random) for start in pages
+        )
+
+
+def _page_after(before, now, random):
+    if before == now:
+        return now
+    fate = random.choice(("kept", "dropped", "garbled"))
+    if fate == "garbled":
+        return bytes(old if old == new else random.randrange(256) for old, new in zip(before, now, strict=True))
+    return now if fate == "kept" else before
