@@ -19,6 +19,7 @@ from app.appender import Appender
 from app.batch import Batch, from_record
 from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
+from wal.errors import WalError
 from wal.reader import Record, SegmentReader, segments
 from workers import metric
 
@@ -46,7 +47,8 @@ class Replayer:
         self._appender = appender
         self._stream_max_bytes = stream_max_bytes
         self._readers: dict[Path, SegmentReader] = {}
-        self._unsent: list[Record] = []
+        self._unsent: list[Batch] = []
+        self._unreadable: set[Path] = set()
         self._shipped = 0
         self._away_cause = ""
 
@@ -56,13 +58,19 @@ class Replayer:
         Raises:
             StreamUnavailable: Nothing is lost; the records that were not confirmed come first in the next round.
         """
+        if self._unsent:
+            return self._ship()
         for path in segments(self._directory):
-            reader = self._readers.get(path) or self._opened(path)
-            self._unsent = self._unsent or reader.read(_READ_BYTES)
+            try:
+                reader = self._readers.get(path) or self._opened(path)
+                self._unsent = self._decoded(reader, reader.read(_READ_BYTES))
+                if reader.is_drained and not self._unsent:
+                    self._release(path, reader)
+            except WalError as error:
+                # It stays, and is looked at again; those behind it need not wait for the disk or a person.
+                self._note_unreadable(path, error)
             if self._unsent:
                 return self._ship()
-            if reader.is_drained:
-                self._release(path, reader)
         self._note_complete()
         return 0
 
@@ -74,6 +82,9 @@ class Replayer:
                 if not self.step():
                     stop.wait(_IDLE_S)
                 attempt = 0
+            except WalError as error:
+                self._note_unreadable(self._directory, error)
+                stop.wait(_LONGEST_DELAY_S)
             except StreamUnavailable as error:
                 metric.failed_replays.inc()
                 self._note_away(error)
@@ -88,11 +99,11 @@ class Replayer:
         self._appender.probe(self._stream_max_bytes * 9 // 10)
         if not self._shipped:
             logger.warning(log.line("replay_started", redis="available", segments=len(segments(self._directory))))
-        batches = _batches(self._unsent)
+        batches = self._unsent
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         refused = [outcome for outcome in outcomes if outcome]
-        count = len(self._unsent) - len(refused)
-        self._unsent = [record for record, outcome in zip(self._unsent, outcomes) if outcome]
+        count = len(batches) - len(refused)
+        self._unsent = [batch for batch, outcome in zip(batches, outcomes) if outcome]
         self._shipped += count
         metric.replayed_batches.inc(count)
         metric.replayed_events.inc(sum(batch.count for batch, outcome in zip(batches, outcomes) if not outcome))
@@ -110,6 +121,21 @@ class Replayer:
         reader.close()
         del self._readers[path]
 
+    def _decoded(self, reader: SegmentReader, records: Sequence[Record]) -> list[Batch]:
+        batches = []
+        for record in records:
+            try:
+                batches.append(from_record(record.payload))
+            except ValueError as error:
+                reader.corrupt_count += 1  # The segment is kept in the quarantine, for a person to look at.
+                logger.critical(log.line("record_is_no_batch", segment=record.segment, offset=record.offset, why=error))
+        return batches
+
+    def _note_unreadable(self, path: Path, error: WalError) -> None:
+        if path not in self._unreadable:
+            logger.critical(log.line("wal_unreadable", path=path, detail=error))
+        self._unreadable.add(path)
+
     def _note_away(self, error: StreamUnavailable) -> None:
         # Once for each cause until the WAL is drained: a full Redis takes a little, and refuses, again and again.
         if error.cause != self._away_cause:
@@ -121,10 +147,6 @@ class Replayer:
             logger.warning(log.line("replay_complete", batches=self._shipped))
             self._shipped = 0
             self._away_cause = ""
-
-
-def _batches(records: Sequence[Record]) -> list[Batch]:
-    return [from_record(record.payload) for record in records]
 
 
 def main() -> int:
