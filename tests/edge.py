@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,15 @@ class Edge:
     def log(self):
         """What gunicorn and the worker have logged."""
         return self._log.read_text()
+
+    @contextmanager
+    def unharmed(self):
+        """Requires that it is the same process afterwards, ready, and without a fault of its own in the log."""
+        logged = len(self.log)
+        yield
+        assert self.request("GET", "/readyz").status == 200
+        assert self.worker_pid() == self.pid
+        assert not {"request_failed", "commit_failed"} & set(self.log[logged:].split())
 
     def worker_pid(self):
         """Returns the pid of the only worker."""

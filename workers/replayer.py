@@ -112,14 +112,14 @@ class Replayer:
         return count
 
     def _release(self, path: Path, reader: SegmentReader) -> None:
+        reader.release(self._quarantine)  # HANDOVER 3, release
+        del self._readers[path]
+        # Counted once it is gone: a release that fails, for want of room for the copy, is tried again and again.
+        metric.wal_torn.inc(reader.torn_count)
+        metric.wal_corrupt.inc(reader.corrupt_count)
         if reader.corrupt_count:
             logger.critical(log.line("wal_corrupt", segment=path.name, records=reader.corrupt_count,
                                      quarantine=self._quarantine))
-        metric.wal_torn.inc(reader.torn_count)
-        metric.wal_corrupt.inc(reader.corrupt_count)
-        reader.release(self._quarantine)  # HANDOVER 3, release
-        reader.close()
-        del self._readers[path]
 
     def _decoded(self, reader: SegmentReader, records: Sequence[Record]) -> list[Batch]:
         batches = []
