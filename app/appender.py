@@ -4,7 +4,8 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -43,28 +44,33 @@ class Appender:
             As `fsync` says on return of None; unknown if it raises, also by an exception from outside, such as a
             deadline's: the connection is closed then, so that no later call reads this one's replies.
         """
-        try:
-            with stream.translated():
-                self._open()
-                return self._sent(batches)
-        except BaseException:
-            self.close()
-            raise
+        with self._guarded():
+            self._open()
+            return self._sent(batches)
+
+    def open(self) -> None:
+        """Connects, unless it is connected: several round trips, each within the timeout.
+
+        Raises:
+            StreamUnavailable: It cannot.
+        """
+        with self._guarded():
+            self._open()
 
     def probe(self, max_bytes: int) -> None:
         """Returns if Redis takes writes, and stream and dead letters together have at most `max_bytes` there.
 
+        Takes one round trip where the connection is open.
+
         Raises:
             StreamUnavailable: It does not, or they have more (`FULL`).
         """
-        try:
-            with stream.translated():
-                self._open()
-                self._call("SET", stream.PROBE, "1", "PX", "10000")
-                sizes = [self._call("MEMORY", "USAGE", key) for key in (stream.STREAM, stream.DEAD_LETTERS)]
-        except BaseException:
-            self.close()
-            raise
+        with self._guarded():
+            self._open()
+            _, *sizes = self._called(
+                ("SET", stream.PROBE, "1", "PX", "10000"),
+                *(("MEMORY", "USAGE", key) for key in (stream.STREAM, stream.DEAD_LETTERS)),
+            )
         if (size := sum(found or 0 for found in sizes)) > max_bytes:
             raise StreamUnavailable("FULL", f"stream and dead letters have {size} bytes, over {max_bytes}")
 
@@ -73,12 +79,21 @@ class Appender:
         self._is_open = False
         self._connection.disconnect()
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with stream.translated():
+                yield
+        except BaseException:
+            self.close()
+            raise
+
     def _open(self) -> None:
         if self._is_open:
             return
         self._connection.connect()
         try:
-            self._call(*stream.CREATE_GROUP)
+            self._called(stream.CREATE_GROUP)
             logger.warning(log.line("group_created", stream=stream.STREAM, group=stream.GROUP))
         except redis.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
@@ -90,19 +105,19 @@ class Appender:
 
     def _read_fsync(self) -> str:
         try:
-            found = self._call("CONFIG", "GET", "append*")
+            found, = self._called(("CONFIG", "GET", "append*"))
         except redis.ResponseError:
             return "unknown"  # Managed servers hide CONFIG.
         settings = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2])}
         return settings.get("appendfsync", "unknown") if settings.get("appendonly") == "yes" else "off"
 
-    def _call(self, *command: str) -> Any:
-        self._connection.send_command(*command)
-        return self._connection.read_response()
+    def _called(self, *commands: Sequence[str]) -> list[Any]:
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        return [self._connection.read_response() for _ in commands]
 
     def _sent(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         if not batches:
-            self._call("PING")
+            self._called(("PING",))
         pack: Callable[..., list[bytes]] = self._connection.pack_command
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command(

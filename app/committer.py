@@ -31,6 +31,9 @@ class Stream(Protocol):
     def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         """Adds batches; says for each why it was refused."""
 
+    def open(self) -> None:
+        """Connects; raises StreamUnavailable if it cannot."""
+
     def probe(self, max_bytes: int) -> None:
         """Raises StreamUnavailable unless the stream takes writes and is within its bytes."""
 
@@ -77,6 +80,7 @@ class Committer:
         self._waiting: list[_Waiting] = []
         self._has_waiting = Event()
         self._is_available = True
+        self._stream_turn = BoundedSemaphore()
         self._wal_turn = BoundedSemaphore()
         self._wal_failure: NotDurable | None = None
         self._has_spilled = False
@@ -126,7 +130,7 @@ class Committer:
     def _streamed(self, group: list[_Waiting]) -> list[_Waiting]:
         """Appends a group to the stream, answers what that confirmed, and returns the rest."""
         try:
-            with gevent.Timeout(self._bounds.deadline_s):
+            with self._stream_turn, gevent.Timeout(self._bounds.deadline_s):
                 outcomes = iter(self._stream.append([batch for batch, _ in group if batch]))
         except gevent.Timeout:
             self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
@@ -186,8 +190,13 @@ class Committer:
         # Back below nine tenths, not at the bound, so as not to swing between the two.
         share = 1.0 if self._is_available else 0.9
         try:
+            self._prober.open()
             with gevent.Timeout(self._bounds.deadline_s):
                 self._prober.probe(int(self._bounds.stream_max_bytes * share))
+            if not self._is_available:
+                # Ahead: on a slow network the round trips of opening alone would cost the next group its deadline.
+                with self._stream_turn:
+                    self._stream.open()
         except gevent.Timeout:
             return StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s")
         except StreamUnavailable as error:

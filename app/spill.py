@@ -4,15 +4,18 @@ HANDOVER 2: client → WAL (tests/crash/test_ingest.py). Copied into the mapped 
 `fdatasync`, in a thread of its own: the hub never waits for a disk.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
-from app import metric
+from app import log, metric
 from app.batch import Batch, to_record
 from app.errors import NotDurable
 from app.settings import Settings
 from wal.errors import WalError, WalFull
 from wal.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 Apply = Callable[[Callable[..., WalError | None], tuple[object, ...]], WalError | None]
 
@@ -29,6 +32,7 @@ class Spill:
         self._writer = writer
         self._apply = apply
         self._is_open = False
+        self._poisoned_count = 0
 
     def append(self, batches: Sequence[Batch]) -> None:
         """Writes the batches under one sync.
@@ -43,6 +47,7 @@ class Spill:
         self._is_open = True
         error = self._apply(_caught, (self._writer.write, [to_record(batch) for batch in batches]))  # HANDOVER 2
         metric.wal_write_seconds.observe(time.monotonic() - started)
+        self._note_poisoned()
         if isinstance(error, WalFull):
             raise NotDurable("wal_full", "neither the stream nor the WAL has room; send it again") from error
         if error:
@@ -53,6 +58,12 @@ class Spill:
         if self._is_open:
             self._apply(self._writer.seal, ())
             self._is_open = False
+
+    def _note_poisoned(self) -> None:
+        if count := self._writer.poisoned_count - self._poisoned_count:
+            self._poisoned_count += count
+            metric.wal_poisoned.inc(count)
+            logger.critical(log.line("wal_sync_failed", poisoned_segments=count, why="the disk under the WAL fails"))
 
 
 def _caught(write: Callable[[list[bytes]], None], records: list[bytes]) -> WalError | None:

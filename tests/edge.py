@@ -12,6 +12,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
 from tests.journal import ROOT, until
 
 CLIENT_TIMEOUT_S = 30
@@ -116,6 +119,12 @@ class Edge:
             except ConnectionResetError:
                 pass  # It closed while bytes of ours were unread; what it said before counts.
             return received
+
+    def metric(self, name, **labels):
+        """Returns a metric's value over all its workers; 0 where there is none."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self.metrics_dir))
+        return registry.get_sample_value(name, labels) or 0
 
     def kill_worker(self):
         """Ends the worker with SIGKILL; the master starts another."""

@@ -1,6 +1,7 @@
 """The WAL between the edge and the replayer, on real servers: Redis away, slow or full, nothing acknowledged lost."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -10,6 +11,8 @@ from app import stream
 from tests import journal
 from tests.edge import Edge
 from tests.journal import until
+from tests.proxy import proxied
+from tests.tool import injected
 
 MIB = 1 << 20
 
@@ -20,7 +23,7 @@ class Host:
     def __init__(self, redis_url, directory, **settings):
         self.wal = directory / "wal"
         self._settings = {"SPILLWAY_WAL_DIR": str(self.wal), "SPILLWAY_WAL_MIN_FREE_BYTES": "1024", **settings}
-        self._redis_url, self._directory = redis_url, directory
+        self.redis_url, self._directory = redis_url, directory
         (directory / "edge").mkdir()
         self.edge = Edge(redis_url, directory / "edge", **self._settings)
         self.replayer = None
@@ -28,7 +31,7 @@ class Host:
 
     def start_replayer(self):
         self.replayer = journal.start(
-            "-m", "workers.replayer", log=self._directory / "replayer.log", REDIS_URL=self._redis_url, **self._settings,
+            "-m", "workers.replayer", log=self._directory / "replayer.log", REDIS_URL=self.redis_url, **self._settings,
         )
 
     @property
@@ -51,8 +54,8 @@ class Host:
 def host(redis_url, tmp_path):
     hosts = []
 
-    def start(**settings):
-        hosts.append(Host(redis_url, tmp_path, **settings))
+    def start(url=redis_url, **settings):
+        hosts.append(Host(url, tmp_path, **settings))
         return hosts[-1]
 
     yield start
@@ -91,6 +94,93 @@ def test_an_outage_of_redis_is_bridged_by_the_wal(fault, host, redis_server, red
     assert "replay_started" in running.log
     until(lambda: running.post(40).document["durability"] == "stream", "the stream to be used again")
     ids.append(running.post(40).document["batch_id"])
+    check_all_stored(redis_url, database_url, ids)
+
+
+def test_replies_later_than_the_deadline_cost_one_group_the_deadline_and_then_go_to_the_wal(
+    host, redis_url, database_url
+):
+    with proxied(redis_url) as proxy:
+        running = host(proxy.url)
+        ids = [running.post(0).document["batch_id"]]
+        proxy.delay_s = 0.4
+        answers = [running.post(number) for number in range(1, 30)]
+        assert [(answer.status, answer.document["durability"]) for answer in answers] == [(202, "wal")] * 29
+        assert running.edge.log.count("redis_unavailable") == 1
+        proxy.delay_s = 0.0
+        until(lambda: running.files() == [], "the WAL to be drained")
+        until(lambda: running.post(30).document["durability"] == "stream", "the stream to be used again")
+        ids += [answer.document["batch_id"] for answer in answers] + [running.post(30).document["batch_id"]]
+        check_all_stored(redis_url, database_url, ids)
+
+
+def test_after_an_outage_a_redis_that_is_far_away_is_used_again_if_it_answers_within_the_deadline(host, redis_url):
+    with proxied(redis_url) as proxy:
+        running = host(proxy.url)
+        proxy.delay_s = 0.4
+        until(lambda: running.post(0).document["durability"] == "wal", "the WAL to be used")
+        proxy.delay_s = 0.15  # opening a connection takes several times that
+        until(lambda: running.post(0).document["durability"] == "stream", "the stream to be used again")
+        assert {running.post(number).document["durability"] for number in range(10)} == {"stream"}
+
+
+def test_a_reply_that_is_cut_off_after_the_batch_got_through_leaves_two_copies_and_one_row(
+    host, redis_url, database_url
+):
+    with proxied(redis_url) as proxy:
+        running = host(proxy.url)
+        ids = [running.post(0).document["batch_id"]]
+        for number in range(1, 6):
+            until(lambda: running.post(0).document["durability"] == "stream", "the stream to be used")
+            proxy.cut_after = b"XADD"
+            answer = running.post(number)
+            proxy.cut_after = None
+            assert (answer.status, answer.document["durability"]) == (202, "wal")
+            ids.append(answer.document["batch_id"])
+        assert proxy.cut_count >= 5
+        until(lambda: running.files() == [], "the WAL to be drained")
+        with closing(redis.Redis.from_url(redis_url)) as client:
+            copies = [fields[b"batch_id"].decode() for _, fields in client.xrange(stream.STREAM)]
+        assert all(copies.count(batch_id) >= 2 for batch_id in ids[1:])
+        check_all_stored(redis_url, database_url, ids)
+
+
+def test_while_a_sync_takes_its_time_other_requests_are_answered_and_what_waits_becomes_one_group(
+    host, redis_server, redis_url, database_url
+):
+    running = host()
+    redis_server.stop()
+    ids = [running.post(0).document["batch_id"]]
+    with injected(running.edge.worker_pid(), "fdatasync:delay_enter=5s:when=1"):
+        groups = running.edge.metric("ingest_wal_write_seconds_count")
+        with ThreadPoolExecutor(20) as pool:
+            posts = [pool.submit(running.post, number) for number in range(1, 21)]
+            waits_s = []
+            while not all(post.done() for post in posts):
+                asked_at = time.monotonic()
+                assert running.edge.is_live()
+                waits_s.append(time.monotonic() - asked_at)
+        answers = [post.result() for post in posts]
+    print(f"longest wait of {len(waits_s)} requests beside the sync: {max(waits_s) * 1e3:.0f} ms")
+    assert len(waits_s) > 100 and {answer.status for answer in answers} == {202}
+    # What came while the first was being synced waited for it, and then for each other's sync only.
+    assert running.edge.metric("ingest_wal_write_seconds_count") - groups <= 5
+    ids += [answer.document["batch_id"] for answer in answers]
+    redis_server.start()
+    until(lambda: running.files() == [], "the WAL to be drained")
+    check_all_stored(redis_url, database_url, ids)
+
+
+def test_a_sync_that_fails_is_counted_and_costs_no_batch(host, redis_server, redis_url, database_url):
+    running = host()
+    redis_server.stop()
+    ids = [running.post(0).document["batch_id"]]
+    with injected(running.edge.worker_pid(), "fdatasync:error=EIO:when=1"):
+        ids.append(running.post(1).document["batch_id"])
+    assert running.edge.metric("ingest_wal_poisoned_segments_total") == 1
+    assert "wal_sync_failed" in running.edge.log
+    redis_server.start()
+    until(lambda: running.files() == [], "the WAL to be drained")
     check_all_stored(redis_url, database_url, ids)
 
 

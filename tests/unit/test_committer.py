@@ -23,6 +23,10 @@ class Target:
         self.gate = Event()
         self.gate.set()
         self.probe_error = None
+        self.opened = 0
+
+    def open(self):
+        self.opened += 1
 
     def append(self, batches):
         self.groups.append([batch.batch_id for batch in batches])
