@@ -1,6 +1,7 @@
 """`spillway wal`: looks into the write-ahead log of this host. Reading only, but for `repair --apply`."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ import msgspec
 from app.batch import events, from_record
 from app.settings import Settings
 from wal.errors import WalError
+from wal.file import FILES
 from wal.reader import Record, SegmentReader, oldest_at_ns, segments
 
 _READ_BYTES = 4 << 20
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("repair", "what would be done about damaged segments that nobody writes to"),
     ):
         action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name in ("verify", "export"):
+            action.add_argument("segment", nargs="*", type=Path, help="files to read instead, of the quarantine say")
         if name in ("status", "verify"):
             action.add_argument("--json", action="store_true", help="as JSON lines, one a segment")
         if name == "repair":
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Runs one action; returns 1 where `verify` found damage, else 0."""
+    """Runs one action; returns 1 where `verify` found damage or `export` left something out, else 0."""
     actions: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
         "status": _status, "verify": _verify, "export": _export, "repair": _repair,
     }
@@ -55,39 +59,68 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
-    _show(_findings(settings), args.json, settings.wal_path)
+    _show(list(map(_finding, segments(settings.wal_path))), args.json, settings.wal_path)
     return 0
 
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
-    found = _findings(settings)
+    found = list(map(_finding, args.segment or segments(settings.wal_path)))
     _show(found, args.json, settings.wal_path)
     return int(any(one.corrupt or one.error for one in found))
 
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
-    for path in segments(settings.wal_path):
-        with closing(SegmentReader(path)) as reader:
-            for record in _records(reader):
-                print(msgspec.json.encode(_document(record)).decode())
+    status = 0
+    for path in args.segment or segments(settings.wal_path):
+        try:
+            with closing(SegmentReader(path)) as reader:
+                for record in _records(reader):
+                    status |= _print(record)
+        except WalError as error:
+            print(f"spillway: {path}: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+def _print(record: Record) -> int:
+    try:
+        print(msgspec.json.encode(_document(record)).decode())
+    except ValueError as error:
+        print(f"spillway: {record.segment}: the record at {record.offset} is no batch: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def _repair(args: argparse.Namespace, settings: Settings) -> int:
-    damaged = [one for one in _findings(settings) if one.error]
+    damaged = [one for one in map(_finding, segments(settings.wal_path)) if one.error]
     for one in damaged:
+        path = settings.wal_path / one.segment
+        if _is_in_use(path):
+            print(f"{one.segment}: {one.error}; left alone, as its writer is alive: restart ingest, then try again")
+            continue
         print(f"{one.segment}: {one.error}; {'moved' if args.apply else 'would be moved'} to the quarantine")
         if args.apply:
             quarantine = settings.beside_wal("quarantine")
-            quarantine.mkdir(mode=0o700, exist_ok=True)
-            (settings.wal_path / one.segment).rename(quarantine / one.segment)
+            FILES.make_directory(quarantine)
+            FILES.rename(path, quarantine / one.segment)
+            FILES.sync_directory(quarantine)
+            FILES.sync_directory(settings.wal_path)
     if not damaged:
         print("Nothing to repair. The replayer recovers what can be read behind a damaged record by itself.")
     return 0
 
 
-def _findings(settings: Settings) -> list[Finding]:
-    return [_finding(path) for path in segments(settings.wal_path)] if settings.wal_path.is_dir() else []
+def _is_in_use(path: Path) -> bool:
+    try:
+        fd = FILES.open(path)
+    except OSError:
+        return False
+    try:
+        return FILES.is_locked(fd)
+    except OSError:
+        return False
+    finally:
+        FILES.close(fd)
 
 
 def _finding(path: Path) -> Finding:
@@ -98,7 +131,7 @@ def _finding(path: Path) -> Finding:
             return Finding(path.name, path.stat().st_size, age_s, reader.is_sealed, count, reader.torn_count,
                            reader.corrupt_count, "")
     except (WalError, OSError) as error:
-        return Finding(path.name, 0, age_s, True, 0, 0, 0, str(error))
+        return Finding(path.name, 0, age_s, False, 0, 0, 0, str(error))
 
 
 def _records(reader: SegmentReader) -> Iterator[Record]:
