@@ -1,10 +1,14 @@
-"""Disks for the tests of the log: one that loses what was not synced, and one that fails at a chosen call."""
+"""Disks for the tests of the log: some that lose what was not synced, and one that fails at a chosen call."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import tempfile
 from pathlib import Path
+from random import Random
 
+from wal import frame
 from wal.file import Files
 from wal.reader import SegmentReader, segments
 from wal.writer import Writer
@@ -15,6 +19,10 @@ FALLIBLE = (
     "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "sync",
     "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
 )
+# What changes the disk: between two of these, one moment of a power cut is like another.
+CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "copy")
+EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
+WAIT_BEFORE_WRITE_AND_AFTER = 7  # flags of sync_file_range(2)
 
 
 def make_memory_dir():
@@ -56,6 +64,14 @@ def die(writer):
     writer._is_closed = True
 
 
+def damage(path):
+    """Changes the first byte of a segment's first record, durably."""
+    with path.open("r+b", buffering=0) as segment:
+        segment.seek(frame.HEADER_BYTES + frame.FRAME_BYTES)
+        segment.write(b"?")
+        os.fsync(segment.fileno())
+
+
 class SameFiles(Files):
     """Real files with known names, so that their bytes can be compared."""
 
@@ -85,6 +101,59 @@ class FailingFiles(Files):
             if len(self.calls) in self._fails:
                 raise OSError(self._number, os.strerror(self._number))
         return super().__getattribute__(name)
+
+
+def cut_power(directory):
+    """Shuts a real ext4 down: what is not on its device now is lost, and all that follows fails."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH.to_bytes(4, "little"))
+    finally:
+        os.close(fd)
+
+
+class CutFiles(Files):
+    """Cuts the power of a real ext4 before the call with the given number (from 1) that would change it."""
+
+    def __init__(self, disk, number):
+        self._disk, self._count = disk, number
+
+    def __getattribute__(self, name):
+        if name in CHANGING:
+            self._count -= 1
+            if self._count == 0:
+                cut_power(self._disk)
+        return super().__getattribute__(name)
+
+
+class ReorderingFiles(Files):
+    """Cuts the power of a real ext4 in the midst of the sync with the given number (from 1) of a segment in use.
+
+    A random half of the pages has reached the disk by then, first or last, and somebody else's sync has committed the
+    journal, without which no block of an allocated file counts as written.
+    """
+
+    def __init__(self, disk, number, seed):
+        self._disk, self._count, self._random = disk, number, Random(seed)
+
+    def sync(self, fd):
+        """Syncs some pages, and none any more."""
+        if ".draft" not in os.readlink(f"/proc/self/fd/{fd}"):
+            self._count -= 1
+            if self._count == 0:
+                self._sync_some(fd)
+                cut_power(self._disk)
+        super().sync(fd)
+
+    def _sync_some(self, fd):
+        size = os.fstat(fd).st_size
+        for start in self._random.sample(range(0, size, 4096), size // 4096 // 2):
+            done = ctypes.CDLL(None).sync_file_range(
+                fd, ctypes.c_int64(start), ctypes.c_int64(4096), WAIT_BEFORE_WRITE_AND_AFTER
+            )
+            assert done == 0
+        with (self._disk / "other").open("wb") as other:
+            os.fsync(other.fileno())
 
 
 class LossyFiles(Files):

@@ -11,8 +11,8 @@ from app import stream
 from tests import journal
 from tests.edge import Edge
 from tests.journal import until
+from tests.machine import injected
 from tests.proxy import proxied
-from tests.tool import injected
 
 MIB = 1 << 20
 

@@ -1,0 +1,102 @@
+"""A device that fails and heals, and what a device is given to write.
+
+The failing device is a loop on a file with holes, in a file system in memory that has no room to fill them: a real
+error of the block layer below a live ext4.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.machine import Ext4, tmpfs
+from tests.wal_disk import drain, writer_at
+from wal.errors import WalError
+from wal.file import Files
+
+
+@pytest.fixture
+def failing_disk(tmp_path):
+    """An ext4 whose blocks in use are there, and the others only as long as a file system in memory has room."""
+    with tmpfs(tmp_path, "20m"), Ext4(tmp_path) as made:
+        made.punch_free_blocks()
+        yield made
+
+
+def fill(path):
+    """Takes all that is left of a file system."""
+    with path.open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+class Syncs(Files):
+    """Real files that remember, for each segment by its identity, how its syncs went."""
+
+    def __init__(self):
+        self.outcomes = {}
+
+    def sync(self, fd):
+        """Remembers."""
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).stem[-32:]
+        outcomes = self.outcomes.setdefault(name, [])
+        outcomes.append("failed")
+        super().sync(fd)
+        outcomes[-1] = "ok"
+
+
+def write_some(writer, numbers):
+    """Writes groups, and returns the records of those that were confirmed and of those that failed."""
+    confirmed, failed = [], []
+    for number in numbers:
+        group = [b"%d %d " % (number, index) + b"x" * 200 for index in range(3)]
+        try:
+            writer.write(group)
+            confirmed += group
+        except WalError:
+            failed += group
+    return confirmed, failed
+
+
+def test_a_segment_that_a_failing_device_did_not_write_is_not_synced_again_and_nothing_confirmed_is_lost(
+    failing_disk, tmp_path
+):
+    files = Syncs()
+    writer = writer_at(failing_disk.root, files, segment_bytes=64 << 10)
+    before, none = write_some(writer, range(10))
+    fill(tmp_path / "filler")
+    during, failed = write_some(writer, range(10, 40))
+    (tmp_path / "filler").unlink()
+    after, still_failed = write_some(writer, range(40, 60))
+    writer.close()
+    assert before and during and failed and after and not none and not still_failed
+    assert writer.poisoned_count >= 2
+    assert all("failed" not in outcomes[:-1] for outcomes in files.outcomes.values()), "synced again"
+    failing_disk.reboot()
+    payloads, torn_count, corrupt_count = drain(failing_disk.root)
+    print(f"\n{len(before + during + after)} confirmed, {len(payloads)} delivered, {torn_count} torn; "
+          f"{writer.poisoned_count} poisoned")
+    assert {*before, *during, *after} <= {*payloads} <= {*before, *during, *after, *failed} and corrupt_count == 0
+    assert torn_count, "the device lost nothing"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """An ext4 of its own."""
+    with Ext4(tmp_path) as made:
+        yield made
+
+
+def test_a_commit_of_700_bytes_is_less_than_three_pages_to_the_device(disk):
+    writer = writer_at(disk.root, Files(), segment_bytes=1 << 20)
+    writer.write([b"opened"])
+    written_bytes = [disk.written_bytes]
+    for _ in range(200):
+        writer.write([b"x" * 200] * 3)
+        written_bytes.append(disk.written_bytes)
+    writer.close()
+    each = sorted(after - before for before, after in zip(written_bytes, written_bytes[1:]))
+    mean = sum(each) / len(each)
+    print(f"\na commit to the device: mean {mean:,.0f} bytes, median {each[len(each) // 2]:,}, most {each[-1]:,}")
+    assert mean < 3 * 4096
