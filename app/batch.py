@@ -44,6 +44,18 @@ class Batch(msgspec.Struct, frozen=True):
     version: int = FORMAT
 
 
+class LoneEvent(Batch, frozen=True, kw_only=True):
+    """One event of a batch that is stored without it: the database refused it, and it comes back from the dead letters.
+
+    The ledger knows the batch, and which of its events it lacks; the payload is the event's line alone.
+
+    Args:
+        index: The event's place in the batch, from 0.
+    """
+
+    index: int
+
+
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r"}
 

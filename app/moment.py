@@ -1,6 +1,7 @@
 """Points in time as the sink takes them. Client text never reaches `timestamptz` unless it was read here first."""
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -22,6 +23,11 @@ def from_ns(ns: int) -> str:
     """Returns nanoseconds since 1970 as RFC 3339 text in UTC, cut to microseconds."""
     seconds, rest = divmod(ns // 1000, 1_000_000)
     return f"{_second(seconds)}.{rest:06d}Z"
+
+
+def now() -> str:
+    """Returns the wall time in the form of `from_ns`."""
+    return from_ns(time.time_ns())
 
 
 class TooFine(ValueError):

@@ -81,6 +81,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Bytes, _doc("Most bytes of batches that one worker holds unacknowledged; more: 503.")
     ] = 256 * MIB
     load_max_bytes: Annotated[Bytes, _doc("Bytes that one transaction loads, give or take one entry.")] = 8 * MIB
+    sink_retries: Annotated[
+        int, Meta(ge=0, le=1_000_000),
+        _doc("Times that a failed load is tried again before `SPILLWAY_SINK_POLICY` decides."),
+    ] = 10
+    sink_policy: Annotated[
+        Literal["dead-letter", "hold"],
+        _doc("`dead-letter`: move it to `log_events_dlq`, from where it can be replayed; `hold`: keep trying."),
+    ] = "dead-letter"
+    sink_timeout_s: Annotated[
+        int, Meta(ge=1, le=3600), _doc("Longest that a load may take; then its connection is cut, s.")
+    ] = 30
+    claim_idle_s: Annotated[
+        int, Meta(ge=1, le=86_400),
+        _doc("For how long a consumer may leave a batch alone before others take it over, s."),
+    ] = 60
     partition_days: Annotated[int, Meta(ge=1, le=366), _doc("Daily partitions of `log_events` created ahead.")] = 7
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], _doc("Least severe line that is logged.")
@@ -93,6 +108,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingError(
                 f"SPILLWAY_MAX_INFLIGHT_BYTES={self.max_inflight_bytes} is not allowed: at least twice "
                 f"SPILLWAY_MAX_BODY_BYTES is, {2 * self.max_body_bytes}, as a request holds its body and its batch"
+            )
+        if self.claim_idle_s < 2 * self.sink_timeout_s:
+            raise SettingError(
+                f"SPILLWAY_CLAIM_IDLE_S={self.claim_idle_s} is not allowed: at least twice SPILLWAY_SINK_TIMEOUT_S is, "
+                f"{2 * self.sink_timeout_s}, or others would take what a living consumer is loading"
             )
         if not self.consumer_name:
             msgspec.structs.force_setattr(self, "consumer_name", socket.gethostname())

@@ -12,18 +12,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app import moment
-from app.batch import Batch
+from app.batch import Batch, LoneEvent
 from app.errors import StreamLost, StreamUnavailable
 
 STREAM = "log_events"
 GROUP = "log-processors"
 DEAD_LETTERS = "log_events_dlq"
+DEAD_EVENTS = "log_events_dlq:events"  # hash: `<batch>/<index>` of each letter of one event -> its id
 PROBE = "log_events:probe"  # written to see whether Redis takes writes
 
 # At 0: what was added before the group existed is delivered too.
 CREATE_GROUP = ("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
 
 _HEAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} [1-9]\d{0,8} [0-9a-f]{64} \d{1,3}", re.ASCII)
+_INDEX = re.compile(rb"\d{1,9}", re.ASCII)
 
 _CODES: dict[type[Exception], str] = {
     redis.exceptions.BusyLoadingError: "LOADING",
@@ -47,10 +49,11 @@ def pool(url: str, timeout_s: float) -> redis.ConnectionPool:
 
 def fields_of(batch: Batch) -> tuple[str | bytes | int, ...]:
     """Returns the entry of a batch: names and values in turn, as XADD takes them."""
-    return (
+    fields = (
         "batch_id", batch.batch_id, "version", batch.version, "count", batch.count, "sha256", batch.sha256,
         "received_at", batch.received_at, "payload", batch.payload,
     )
+    return (*fields, "event_index", batch.index) if isinstance(batch, LoneEvent) else fields
 
 
 def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
@@ -64,7 +67,12 @@ def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
         raise ValueError(f"not the id, count, sha256 and version of a batch: {head[:200]!r}")
     batch_id, count, sha256, version = head.split(" ")
     received_at = moment.parse(fields[b"received_at"].decode())
-    return Batch(batch_id, int(count), sha256, received_at, fields[b"payload"], int(version))
+    index = fields.get(b"event_index")
+    if index is None:
+        return Batch(batch_id, int(count), sha256, received_at, fields[b"payload"], int(version))
+    if count != "1" or not _INDEX.fullmatch(index):
+        raise ValueError(f"not the index of one event: {index[:200]!r}")
+    return LoneEvent(batch_id, 1, sha256, received_at, fields[b"payload"], int(version), index=int(index))
 
 
 @contextmanager

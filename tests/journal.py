@@ -12,9 +12,8 @@ import redis
 
 from app import batch, form, stream
 from app.errors import StreamUnavailable
-from workers.consumer import Consumer
-from workers.inbox import Inbox
-from workers.loader import Loader
+from app.settings import Settings
+from workers import consumer
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = form.Limits(10_000, 1 << 20)
@@ -33,12 +32,10 @@ def append(client, *batches):
     return [client.execute_command("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches]
 
 
-def make_consumer(redis_url, database_url, name="consumer-00", max_bytes=8 << 20):
-    """Returns a consumer as `workers.consumer.main` makes it."""
-    client = redis.Redis.from_url(redis_url, socket_timeout=5, protocol=2)
-    return Consumer(
-        Inbox(client, name, max_bytes), Loader(database_url, name, 1), lambda: stream.ensure_group(client)
-    )
+def make_consumer(redis_url, database_url, name="consumer-00", **changes):
+    """Returns a consumer as `workers.consumer.main` makes it; settings by their field names."""
+    settings = Settings(**{"consumer_name": name, "partition_days": 1, **changes})
+    return consumer.make(settings, redis_url, database_url)
 
 
 def drain(redis_url, database_url, name="consumer-00"):
@@ -46,8 +43,8 @@ def drain(redis_url, database_url, name="consumer-00"):
     client = redis.Redis.from_url(redis_url)
     with suppress(StreamUnavailable):  # a full Redis refuses to make a group, also one that there is
         stream.ensure_group(client)
-    consumer = make_consumer(redis_url, database_url, name)
-    until(lambda: (consumer.step(), client.xlen(stream.STREAM) == 0)[1], "the stream to be empty")
+    one = make_consumer(redis_url, database_url, name)
+    until(lambda: (one.step(), client.xlen(stream.STREAM) == 0)[1], "the stream to be empty")
 
 
 def stored(database_url):

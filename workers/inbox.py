@@ -1,8 +1,10 @@
-"""A consumer's side of the stream: reads entries by bytes, acknowledges them, buries what can never be loaded.
+"""A consumer's side of the stream: reads entries by bytes, keeps them, releases them, buries what can never be loaded.
 
-The entries that this consumer was given before come first: after a start, after every failed round, and every few
-seconds, since the network may deliver a read after its sender has given it up: then entries are pending here that
-nobody has seen.
+The entries that this consumer was given before come first: after a start, when Redis was away, and every few seconds,
+since the network may deliver a read after its sender has given it up: then entries are pending here that nobody has
+seen. With the same rhythm it takes over what consumers that are gone have left behind.
+
+HANDOVER 5: stream → dead letters (tests/crash/test_load.py), by one script.
 """
 
 import logging
@@ -12,54 +14,48 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app import log, stream
+from app import dead_letter, log, stream
 from app.batch import Batch
-from workers import metric
+from app.dead_letter import Death
+from app.moment import now
+from workers import metric, script
+from workers.ledger import DeadEvent
 
 logger = logging.getLogger(__name__)
 
 _NEW = ">"
 _BLOCK_MS = 1000
 _LOOK_BACK_EVERY_S = 2.0
+_KEYS = (stream.STREAM, stream.DEAD_LETTERS, stream.DEAD_EVENTS)
 
-# Keys: the stream. Arguments: group, consumer, the id after which to read, the byte budget.
-# Redis reads by count alone and entries are of any size, so this takes one after the other until the budget is spent.
-_READ = """
-local start, budget, entries, bytes = ARGV[3], tonumber(ARGV[4]), {}, 0
-while bytes < budget do
-  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], start)
-  local entry = reply and reply[1][2][1]
-  if not entry then break end
-  entries[#entries + 1] = entry
-  if start ~= '>' then start = entry[1] end
-  for i = 2, #(entry[2] or {}), 2 do bytes = bytes + #entry[2][i] end
-end
-return entries
-"""
-
-# Scripts, not MULTI: a full Redis refuses to queue any command, while a script may begin with XACK, and may then write.
-# Keys: the stream. Arguments: group, ids. In parts, as a call takes only so many arguments.
-_RELEASE = """
-for first = 2, #ARGV, 1000 do
-  local last = math.min(first + 999, #ARGV)
-  redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
-  redis.call('XDEL', KEYS[1], unpack(ARGV, first, last))
-end
-"""
-# Keys: the stream, the dead letters. Arguments: group, id, the letter's names and values in turn.
-_BURY = """
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', unpack(ARGV, 3))
-redis.call('XDEL', KEYS[1], ARGV[2])
-"""
+# So many consumers ended without a word while they had it: from there on an entry is read, and so loaded, alone.
+_SUSPECT_AT = 3
+# A delivery for which PostgreSQL was shown to take others counts as so many.
+_ALONE = 1000
 
 
 class Entry(NamedTuple):
-    """A batch in the stream; `raw` holds its fields as they are there."""
+    """A batch in the stream.
+
+    Attributes:
+        entry_id: Of the entry.
+        batch: What it holds.
+        deliveries: How often it was given to a consumer that has not said since that it lives; 1 for most.
+    """
 
     entry_id: bytes
     batch: Batch
-    raw: dict[bytes, bytes]
+    deliveries: int = 1
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether consumers seem to die of it."""
+        return self.deliveries >= _SUSPECT_AT
+
+    @property
+    def deaths_alone(self) -> int:
+        """How many consumers ended without a word while they loaded it alone."""
+        return self.deliveries // _ALONE
 
 
 class Inbox:
@@ -69,23 +65,26 @@ class Inbox:
         client: Its socket timeout is above one second, the time that a read may block.
         consumer: Stable over restarts, used by one process at a time.
         max_bytes: Bytes after which a read takes no further entry.
+        claim_idle_s: For how long a consumer may leave an entry alone before others take it.
         monotonic: The clock, in seconds.
     """
 
     def __init__(
-        self, client: redis.Redis, consumer: str, max_bytes: int, monotonic: Callable[[], float] = time.monotonic
+        self, client: redis.Redis, consumer: str, max_bytes: int, claim_idle_s: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._consumer = consumer
         self._max_bytes = max_bytes
-        self._read = client.register_script(_READ)
-        self._release = client.register_script(_RELEASE)
-        self._bury = client.register_script(_BURY)
+        self._claim_idle_ms = int(claim_idle_s * 1000)
+        self._scripts = {text: client.register_script(text) for text in (
+            script.READ, script.RELEASE, script.KEEP, script.BURY, script.BURY_EVENT, script.TAKE_OVER,
+        )}
         self._monotonic = monotonic
         self.rewind()
 
     def rewind(self) -> None:
-        """Makes the next read begin with the entries that were read and not acknowledged."""
+        """Makes the next read begin with the entries that were read and not released."""
         self._start = "0"
         self._look_back_at = self._monotonic() + _LOOK_BACK_EVERY_S
 
@@ -97,63 +96,132 @@ class Inbox:
             StreamLost: The group is gone.
         """
         if self._start == _NEW and self._monotonic() >= self._look_back_at:
+            self._take_over()
             self.rewind()
-        with stream.translated():
-            found = self._found()
-        if self._start != _NEW and not found:
-            self._start = _NEW
-        elif self._start != _NEW:
-            self._start = found[-1][0].decode()
-        return [entry for entry_id, fields in found if (entry := self._entry(entry_id, fields))]
-
-    def _found(self) -> list[tuple[bytes, list[bytes] | None]]:
-        arguments = (stream.GROUP, self._consumer, self._start, self._max_bytes)
-        found: list[tuple[bytes, list[bytes] | None]] = self._read(keys=[stream.STREAM], args=arguments)
-        return found or self._waited()
-
-    def _waited(self) -> list[tuple[bytes, list[bytes] | None]]:
-        """Blocks for one entry; more that came meanwhile are left to the next read."""
-        if self._start != _NEW:
-            return []
-        reply: Any = self._client.execute_command(
-            "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", _BLOCK_MS,
-            "STREAMS", stream.STREAM, _NEW,
-        )
-        return [(entry_id, [part for pair in fields.items() for part in pair])
-                for _, entries in reply or () for entry_id, fields in entries]
-
-    def _entry(self, entry_id: bytes, fields: list[bytes] | None) -> Entry | None:
-        if fields is None:
-            metric.lost_entries.inc()
-            logger.critical(log.line("entry_lost", entry=entry_id.decode(), why="deleted while it was pending"))
-            self.ack([entry_id])
-            return None
-        raw = dict(zip(fields[::2], fields[1::2]))
         try:
-            return Entry(entry_id, stream.batch_of(raw), raw)
-        except (KeyError, ValueError) as error:
-            self.bury(entry_id, raw, "not_an_entry", repr(error))
-            return None
+            found = self._found(self._start, self._max_bytes) or self._waited()
+        except BaseException:
+            self.rewind()  # It may have been delivered all the same.
+            raise
+        if self._start != _NEW:
+            self._start = found[-1][0].decode() if found else _NEW
+        return self._entries(found)
+
+    def read_more(self, held_bytes: int) -> list[Entry]:
+        """Returns new entries that fit beside those that are held, without waiting for any.
+
+        Raises:
+            StreamUnavailable, StreamLost: As for `read`.
+        """
+        if held_bytes >= self._max_bytes:
+            return []
+        return self._entries(self._found(_NEW, self._max_bytes - held_bytes))
+
+    def keep(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Tells that this consumer is alive, and that it was not these entries; returns those that are still its own.
+
+        Raises:
+            StreamUnavailable: Redis is away or refuses.
+            StreamLost: The group is gone.
+        """
+        kept = set(self._run(script.KEEP, 1, *(entry.entry_id for entry in entries)))
+        return [entry._replace(deliveries=1) for entry in entries if entry.entry_id in kept]
+
+    def note_alone(self, entry: Entry) -> None:
+        """Notes that the consumer, should it end without a word now, did so while it loaded this entry alone.
+
+        Raises:
+            StreamUnavailable, StreamLost: As for `keep`.
+        """
+        self._run(script.KEEP, (entry.deaths_alone + 1) * _ALONE, entry.entry_id)
 
     def ack(self, entry_ids: Sequence[bytes]) -> None:
-        """Releases entries: acknowledged and deleted, both or neither.
+        """Releases entries that are still its own: acknowledged and deleted, both or neither.
 
         Raises:
             StreamUnavailable: Unknown whether it happened; the ledger makes another load harmless.
         """
-        with stream.translated():
-            self._release(keys=[stream.STREAM], args=[stream.GROUP, *entry_ids])  # HANDOVER 4, release
+        self._run(script.RELEASE, *sorted(entry_ids, key=_place))  # HANDOVER 4, release
 
-    def bury(self, entry_id: bytes, raw: dict[bytes, bytes], reason: str, detail: str) -> None:
-        """Moves an entry to the dead letters with the reason, in one script.
+    def bury(self, entry_id: bytes, death: Death) -> None:
+        """Moves an entry that is still its own to the dead letters.
 
         Raises:
             StreamUnavailable: Unknown whether it happened.
+
+        Durability:
+            As durable on return as the stream; never in both, never in neither.
         """
-        fields: dict[bytes, Any] = {**raw, b"reason": reason, b"detail": detail[:1000]}
-        letter = [part for pair in fields.items() for part in pair]
+        if self._run(script.BURY, entry_id, *death.fields()):  # HANDOVER 5, copy and release
+            metric.buried_batches.labels(death.reason).inc()
+
+    def bury_events(self, events: Sequence[DeadEvent], deaths: Sequence[Death]) -> None:
+        """Makes dead letters of events; an event that has one gets no other.
+
+        Raises:
+            StreamUnavailable: Some may have theirs.
+
+        Durability:
+            As durable on return as the stream.
+        """
+        for event, death in zip(events, deaths, strict=True):
+            one = dead_letter.lone_event(event.batch, event.index, event.line)
+            self._run(script.BURY_EVENT, *stream.fields_of(one), *death.fields())
+            metric.buried_events.inc()
+
+    def _run(self, text: str, *arguments: Any) -> Any:
         with stream.translated():
-            # HANDOVER 5, copy and release
-            self._bury(keys=[stream.STREAM, stream.DEAD_LETTERS], args=[stream.GROUP, entry_id, *letter])
-        metric.buried_batches.labels(reason).inc()
-        logger.error(log.line("batch_buried", entry=entry_id.decode(), reason=reason, detail=detail))
+            return self._scripts[text](keys=_KEYS, args=[stream.GROUP, self._consumer, *arguments])
+
+    def _found(self, start: str, budget: int) -> "list[tuple[bytes, list[bytes] | None, int]]":
+        found: list[tuple[bytes, list[bytes] | None, int]] = self._run(script.READ, start, budget, _SUSPECT_AT)
+        return found
+
+    def _waited(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
+        """Blocks for one entry; more that came meanwhile are left to the next read."""
+        if self._start != _NEW:
+            return []
+        with stream.translated():
+            reply: Any = self._client.execute_command(
+                "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", _BLOCK_MS,
+                "STREAMS", stream.STREAM, _NEW,
+            )
+        return [(entry_id, [part for pair in fields.items() for part in pair], 1)
+                for _, entries in reply or () for entry_id, fields in entries]
+
+    def _entries(self, found: "Sequence[tuple[bytes, list[bytes] | None, int]]") -> list[Entry]:
+        return [entry for one in found if (entry := self._entry(*one))]
+
+    def _entry(self, entry_id: bytes, fields: list[bytes] | None, deliveries: int) -> Entry | None:
+        if fields is None:
+            self._note_lost(1)
+            self.ack([entry_id])
+            return None
+        try:
+            return Entry(entry_id, stream.batch_of(dict(zip(fields[::2], fields[1::2]))), deliveries)
+        except (KeyError, ValueError) as error:
+            stamp = now()
+            self.bury(entry_id, Death(dead_letter.NOT_AN_ENTRY, repr(error), "", 0, stamp, stamp, self._consumer))
+            logger.error(log.line("entry_buried", entry=entry_id.decode(), reason=dead_letter.NOT_AN_ENTRY))
+            return None
+
+    def _take_over(self) -> None:
+        taken, lost, removed = self._run(script.TAKE_OVER, self._claim_idle_ms)
+        for victim in sorted({victim for _, victim in taken}):
+            count = sum(1 for _, owner in taken if owner == victim)
+            metric.claimed_entries.inc(count)
+            logger.warning(log.line("entries_claimed", count=count, from_consumer=victim.decode(),
+                                    idle_s=self._claim_idle_ms / 1000))
+        for name in removed:
+            logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
+        if lost:
+            self._note_lost(lost)
+
+    def _note_lost(self, count: int) -> None:
+        metric.lost_entries.inc(count)
+        logger.critical(log.line("entries_lost", count=count, why="deleted while they were pending"))
+
+
+def _place(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)

@@ -6,7 +6,8 @@ psycopg2's errors are read.
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -15,8 +16,13 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import parse_dsn
 
 from app.batch import FORMAT, Batch
-from workers import metric, schema
-from workers.errors import Unavailable
+from workers import ledger, metric, schema
+from workers.blame import translated
+from workers.deadline import deadline
+from workers.errors import Misconfigured, Poison, Unavailable
+from workers.ledger import DeadEvent, Verdict
+from workers.sieve import Refusal
+from workers.trial import Trial
 
 _COPY_PIECE_BYTES = 1 << 18
 _PARTITIONS_EVERY_S = 3600.0
@@ -25,23 +31,30 @@ _PARTITIONS_EVERY_S = 3600.0
 _CONNECTION: dict[str, Any] = {
     "connect_timeout": 5, "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
     "tcp_user_timeout": 8000, "target_session_attrs": "read-write", "client_encoding": "UTF8",
-    # A consumer that stops within its transaction must not hold its ledger rows against the others for ever.
-    "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s",
 }
+# A consumer that stops within its transaction must not hold its ledger rows against the others for ever.
+_OPTIONS = "-c statement_timeout={0}s -c idle_in_transaction_session_timeout={0}s -c lock_timeout={1}s"
+_LOCK_TIMEOUT_S = 10
 
 
 class Outcome(NamedTuple):
     """What became of the batches of a load, by their positions in it.
 
     Attributes:
-        stored: Committed with their events.
+        stored: Committed with their events, but for `dead_count` of those.
         duplicates: Known to the ledger, with the same body: acknowledge them.
         conflicts: Known to the ledger with another body: an idempotency key that was used twice.
+        orphans: Lone events whose batch the ledger does not know yet.
+        refused: Not stored, and why: bury them.
+        dead_count: Events that were handed over for burial before COMMIT.
     """
 
     stored: list[int]
     duplicates: list[int]
     conflicts: list[int]
+    orphans: list[int]
+    refused: dict[int, Refusal]
+    dead_count: int = 0
 
 
 class Loader:
@@ -51,11 +64,16 @@ class Loader:
         url: libpq URL.
         name: Shown in `pg_stat_activity`.
         partition_days: Partitions made ahead.
+        timeout_s: Longest that a transaction may take.
     """
 
-    def __init__(self, url: str, name: str, partition_days: int) -> None:
-        self._parameters = {**_CONNECTION, "application_name": f"spillway {name}", **parse_dsn(url)}
+    def __init__(self, url: str, name: str, partition_days: int, timeout_s: int) -> None:
+        options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
+        self._parameters = {
+            **_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url),
+        }
         self._partition_days = partition_days
+        self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._partitions_due_at = 0.0
 
@@ -63,32 +81,65 @@ class Loader:
         """Stores the batches that the ledger does not know.
 
         Raises:
-            Unavailable: PostgreSQL is away or refuses.
+            Poison: PostgreSQL refuses something in it: `sift` tells what.
+            Unavailable: PostgreSQL is away.
+            Misconfigured: An operator has to mend something.
 
         Durability:
             Durable on return; unknown if it raises, as the COMMIT may have happened: load the same again.
         """
-        strangers = {batch.version for batch in batches} - {FORMAT}
-        if strangers:
-            raise Unavailable("format", f"batches of format {strangers}; this consumer knows {FORMAT}: upgrade it")
-        try:
-            with metric.load_seconds.time():
-                return self._loaded(batches)
-        except psycopg2.Error as error:
-            self.close()
-            raise Unavailable(error.pgcode or type(error).__name__, str(error).strip()) from error
+        with metric.load_seconds.time(), self._transaction(batches) as cursor:
+            verdict = ledger.enter(cursor, batches)
+            copy(cursor, [batches[index] for index in verdict.fresh])
+        return _outcome(verdict, verdict.fresh, {}, 0)
+
+    def sift(self, batches: Sequence[Batch], bury: Callable[[list[DeadEvent]], None]) -> Outcome:
+        """Stores what PostgreSQL takes of the batches, event by event where it must.
+
+        Args:
+            bury: Makes dead letters of events durable. Called before COMMIT: killed in between, the whole is done
+                again, while the other order would lose them.
+
+        Raises:
+            Poison: It refuses the whole, and no event of it alone.
+            Unavailable, Misconfigured: As for `load`; and what `bury` raises.
+
+        Durability:
+            As for `load`.
+        """
+        with self._transaction(batches) as cursor:
+            cursor.execute(schema.CHECK_AT_ONCE)
+            verdict = ledger.enter(cursor, batches)
+            trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
+            trial.run()
+            refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
+            ledger.settle(cursor, [batches[index] for index in refused], trial.dead)
+            if trial.dead:
+                bury(trial.dead)
+        stored = [index for index in verdict.fresh if index not in refused]
+        return _outcome(verdict, stored, refused, len(trial.dead))
+
+    def prove(self) -> None:
+        """Returns if PostgreSQL takes a batch of one event, which is rolled back.
+
+        Raises:
+            Poison, Unavailable, Misconfigured: It does not.
+        """
+        with self._transaction([]) as cursor:
+            cursor.execute("SAVEPOINT proof")
+            one = ledger.specimen()
+            ledger.enter(cursor, [one])
+            copy(cursor, [one])
+            cursor.execute("ROLLBACK TO proof")
 
     def prepare(self) -> None:
         """Connects, and makes the tables and the partitions that are due, so that the first load need not.
 
         Raises:
-            Unavailable: PostgreSQL is away or refuses.
+            Unavailable, Misconfigured: It cannot.
         """
-        try:
-            self._open()
-        except psycopg2.Error as error:
-            self.close()
-            raise Unavailable(error.pgcode or type(error).__name__, str(error).strip()) from error
+        with self._transaction([]):
+            pass
 
     def close(self) -> None:
         """Drops the connection."""
@@ -96,55 +147,52 @@ class Loader:
             self._connection.close()
             self._connection = None
 
+    @contextmanager
+    def _transaction(self, batches: Sequence[Batch]) -> Iterator[Cursor]:
+        strangers = {batch.version for batch in batches} - {FORMAT}
+        if strangers:
+            raise Misconfigured("format", f"batches of format {strangers}; this consumer knows {FORMAT}: upgrade it")
+        try:
+            connection = self._open()
+            with deadline(connection, self._timeout_s):
+                with connection.cursor() as cursor:
+                    yield cursor
+                connection.commit()  # HANDOVER 4, confirm
+        except (psycopg2.Error, ValueError) as error:
+            found = translated(error)
+            self._undo(found)
+            raise found from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _undo(self, error: Poison | Unavailable) -> None:
+        try:
+            if self._connection and isinstance(error, Poison):
+                return self._connection.rollback()
+        except psycopg2.Error:
+            pass  # A connection that cannot do that is of no more use.
+        self.close()
+
     def _open(self) -> Connection:
         if self._connection is None:
             self._connection = psycopg2.connect(**self._parameters)
-            schema.ensure(self._connection)
+            with deadline(self._connection, self._timeout_s):
+                schema.ensure(self._connection)
             self._partitions_due_at = 0.0
         if time.monotonic() >= self._partitions_due_at:
-            schema.ensure_partitions(self._connection, self._partition_days)
+            with deadline(self._connection, self._timeout_s):
+                schema.ensure_partitions(self._connection, self._partition_days)
             self._partitions_due_at = time.monotonic() + _PARTITIONS_EVERY_S
         return self._connection
 
-    def _loaded(self, batches: Sequence[Batch]) -> Outcome:
-        with self._open() as connection, connection.cursor() as cursor:  # COMMIT at its end: HANDOVER 4, confirm
-            first = {batch.batch_id: index for index, batch in reversed(list(enumerate(batches)))}
-            entered = _enter(cursor, [batches[index] for index in first.values()])
-            outcome = _sorted_out(batches, first, entered, _known(cursor, first.keys() - entered))
-            _copy(cursor, [batches[index] for index in outcome.stored])
-        return outcome
+
+def _outcome(verdict: Verdict, stored: list[int], refused: dict[int, Refusal], dead_count: int) -> Outcome:
+    return Outcome(stored, verdict.duplicates, verdict.conflicts, verdict.orphans, refused, dead_count)
 
 
-def _enter(cursor: Cursor, batches: Sequence[Batch]) -> set[str]:
-    """Enters batches, each once, into the ledger and returns the ids that were new."""
-    columns = zip(*((batch.batch_id, batch.sha256, str(batch.count), batch.received_at) for batch in batches))
-    # Ids, digests, numbers and times need no quotes within an array's text.
-    cursor.execute(schema.ENTER, [f"{{{','.join(column)}}}" for column in columns])
-    return {batch_id for batch_id, in cursor.fetchall()}
-
-
-def _known(cursor: Cursor, batch_ids: set[str]) -> dict[str, str]:
-    if not batch_ids:
-        return {}
-    cursor.execute(schema.KNOWN, [f"{{{','.join(batch_ids)}}}"])
-    return dict(cursor.fetchall())
-
-
-def _sorted_out(
-    batches: Sequence[Batch], first: dict[str, int], entered: set[str], known: dict[str, str]
-) -> Outcome:
-    outcome = Outcome([], [], [])
-    for index, batch in enumerate(batches):
-        if batch.batch_id in entered and first[batch.batch_id] == index:
-            outcome.stored.append(index)
-        elif batch.sha256 == known.get(batch.batch_id, batches[first[batch.batch_id]].sha256):
-            outcome.duplicates.append(index)
-        else:
-            outcome.conflicts.append(index)
-    return outcome
-
-
-def _copy(cursor: Cursor, batches: Sequence[Batch]) -> None:
+def copy(cursor: Cursor, batches: Sequence[Batch]) -> None:
+    """Copies the batches' rows. Raises psycopg2.Error."""
     if not batches:
         return
     # HANDOVER 4, copy

@@ -17,7 +17,11 @@ logger = logging.getLogger(__name__)
 
 # Locks of the service, held until the end of the transaction; the number is "spillway" cut to 31 bits, and arbitrary.
 _LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
-_IS_MADE = "SELECT to_regclass('log_events_default') IS NOT NULL AND to_regclass('log_batches') IS NOT NULL"
+_IS_MADE = """
+SELECT to_regclass('log_events_default') IS NOT NULL AND EXISTS (
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'dead_events'
+)
+"""
 _MAKE = """
 CREATE TABLE IF NOT EXISTS log_events (
     ts timestamptz NOT NULL,
@@ -43,6 +47,8 @@ CREATE TABLE IF NOT EXISTS log_batches (
     received_at timestamptz NOT NULL,
     loaded_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS dead_events integer[] NOT NULL DEFAULT '{}';
+COMMENT ON COLUMN log_batches.dead_events IS 'batch_index of events that were refused and are not stored';
 """
 
 ENTER = """
@@ -54,6 +60,15 @@ ON CONFLICT (batch_id) DO NOTHING
 RETURNING batch_id::text
 """
 KNOWN = "SELECT batch_id::text, encode(body_sha256, 'hex') FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
+FORGET = "DELETE FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
+LACKING = "SELECT batch_id::text, dead_events FROM log_batches WHERE batch_id = ANY (%s::uuid[]) ORDER BY 1 FOR UPDATE"
+ADD_LACKING = "UPDATE log_batches SET dead_events = dead_events || %s::integer[] WHERE batch_id = %s"
+TAKE_LACKING = """
+UPDATE log_batches SET dead_events = ARRAY(SELECT unnest(dead_events) EXCEPT SELECT unnest(%s::integer[]))
+WHERE batch_id = %s
+"""
+# What COMMIT would refuse is refused with its row.
+CHECK_AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
 COPY = f"COPY log_events ({', '.join(COLUMNS)}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"
 
 # Not to_regclass: it may answer from a cache that has not heard yet what the lock was waited for.
@@ -82,11 +97,15 @@ def ensure_partitions(connection: Connection, days_ahead: int) -> None:
     """Makes the partitions from yesterday to `days_ahead` days from now (UTC). Raises psycopg2.Error."""
     today = datetime.now(UTC).date()
     for offset in range(-1, days_ahead + 1):
+        day = today + timedelta(days=offset)
         try:
-            _ensure_partition(connection, today + timedelta(days=offset))
+            _ensure_partition(connection, day)
         except psycopg2.errors.CheckViolation:
             # The DEFAULT partition holds rows of that day already. They stay there, and so do those that follow.
-            logger.warning(log.line("partition_refused", day=today + timedelta(days=offset), why="rows in default"))
+            logger.warning(log.line("partition_refused", day=day, why="rows in default"))
+        except psycopg2.errors.InsufficientPrivilege:
+            # Rows go to DEFAULT then, until somebody who may makes it.
+            return logger.warning(log.line("partition_refused", day=day, why="this role may not create tables"))
 
 
 def _ensure_partition(connection: Connection, day: date) -> None:

@@ -2,10 +2,11 @@
 
 import signal
 
+import msgspec
 import pytest
 import redis
 
-from app import stream
+from app import dead_letter, stream
 from tests import journal
 
 POINTS = [
@@ -58,9 +59,62 @@ def test_a_consumer_killed_again_and_again_ends_with_every_event_once(tmp_path, 
     stream.ensure_group(client)
     batches = [journal.make_batch(f"batch {number}") for number in range(5)]
     journal.append(client, *batches)
-    for number, point in enumerate(POINTS[:-1]):
+    for number, point in enumerate(("after:read", "after:enter", "before:copy", "after:copy")):
         (tmp_path / str(number)).mkdir()
         run_victim(point, tmp_path / str(number), redis_url, database_url)
     journal.drain(redis_url, database_url)
     assert sorted(journal.stored(database_url)) == sorted(one.batch_id for one in batches)
     assert all(len(found) == 3 for found in journal.stored(database_url).values())
+    assert client.xlen(stream.DEAD_LETTERS) == 0
+
+
+def bad(one, *places):
+    """Returns the batch with events that PostgreSQL refuses at these places."""
+    rows = one.payload.split(b"\n")
+    for place in places:
+        rows[place] = rows[place].rpartition(b"\t")[0] + b"\tno JSON"
+    return msgspec.structs.replace(one, payload=b"\n".join(rows))
+
+
+@pytest.mark.parametrize("point", [
+    "before:sift", "before:enter", "before:bury_events", "after:bury_events", "after:sift", "before:ack", "after:ack",
+])
+def test_a_killed_sifting_buries_bad_events_once_and_stores_the_others_once(point, tmp_path, redis_url, database_url):
+    client = redis.Redis.from_url(redis_url)
+    stream.ensure_group(client)
+    one = bad(journal.make_batch("event", count=10), 3, 7)
+    journal.append(client, journal.make_batch("other"), one)
+
+    run_victim(point, tmp_path, redis_url, database_url)
+    journal.drain(redis_url, database_url)
+
+    good = [message for index, message in enumerate(journal.messages(one)) if index not in (3, 7)]
+    assert journal.stored(database_url)[one.batch_id] == good
+    letters = [dead_letter.letter_of(*found) for found in client.xrange(stream.DEAD_LETTERS)]
+    assert [(letter.death.reason, letter.batch.batch_id, letter.index) for letter in letters] == [
+        (dead_letter.BAD_EVENT, one.batch_id, 3), (dead_letter.BAD_EVENT, one.batch_id, 7)
+    ]
+
+
+def test_a_batch_that_kills_its_consumers_is_loaded_alone_then_buried_and_spares_the_others(
+    tmp_path, redis_url, database_url
+):
+    client = redis.Redis.from_url(redis_url)
+    stream.ensure_group(client)
+    batches = [journal.make_batch(f"batch {number}") for number in range(5)]
+    killer = journal.make_batch("killer")
+    journal.append(client, *batches[:2], killer, *batches[2:])
+    deaths = 0
+    while client.xlen(stream.STREAM):
+        process = journal.start(
+            "-m", "tests.crash.consumer_victim", log=tmp_path / "log", CRASH_POINT="poison:killer", CRASH_MARK="/none",
+            REDIS_URL=redis_url, DATABASE_URL=database_url, SPILLWAY_CONSUMER_NAME="consumer-00",
+        )
+        journal.until(lambda: process.poll() is not None or not client.xlen(stream.STREAM), "the consumer to die")
+        deaths += process.poll() is not None
+        process.terminate()
+        process.wait(timeout=journal.DEADLINE_S)
+    assert deaths == 4
+    assert sorted(journal.stored(database_url)) == sorted(one.batch_id for one in batches)
+    letter, = [dead_letter.letter_of(*found) for found in client.xrange(stream.DEAD_LETTERS)]
+    assert (letter.death.reason, letter.batch) == (dead_letter.KILLS, killer)

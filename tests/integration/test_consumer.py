@@ -153,7 +153,7 @@ def test_a_pending_entry_that_somebody_deleted_is_reported_and_does_not_block(
     client.xdel(stream.STREAM, entry_id)
     journal.drain(redis_url, database_url)
     assert list(journal.stored(database_url)) == [kept.batch_id]
-    assert "entry_lost" in caplog.text
+    assert "entries_lost" in caplog.text
     assert client.xpending(stream.STREAM, stream.GROUP)["pending"] == 0
 
 

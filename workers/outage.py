@@ -1,0 +1,95 @@
+"""An outage as one consumer sees it: how often it has tried, how long it waits, and when its patience ends.
+
+Lines are logged for every attempt at first, and then about once a minute.
+"""
+
+import logging
+import random
+from typing import NamedTuple
+
+from app import log, stream
+from app.errors import StreamUnavailable
+from app.moment import now
+from workers import metric
+from workers.errors import Misconfigured, Unavailable
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_S = 0.1
+_FIRST_LINES = 20
+_LINE_EVERY = 12
+
+
+class Policy(NamedTuple):
+    """What is done about loads that PostgreSQL does not confirm.
+
+    Args:
+        retries: How often one is tried again.
+        is_holding: Then it is tried for ever, and not buried.
+    """
+
+    retries: int
+    is_holding: bool
+
+
+class Outage:
+    """None, until an attempt fails.
+
+    Args:
+        policy: When patience ends.
+        longest_delay_s: Longest wait between two attempts.
+
+    Attributes:
+        failures: Loads that PostgreSQL did not confirm, without one that it did.
+        since: When the first of them failed, RFC 3339.
+    """
+
+    def __init__(self, policy: Policy, longest_delay_s: float) -> None:
+        self._policy = policy
+        self._longest_delay_s = longest_delay_s
+        self._attempt = 0
+        self._buried = 0
+        self.failures = 0
+        self.since = ""
+
+    def has_exhausted(self, error: Unavailable) -> bool:
+        """Counts a failed load, and tells whether it was tried often enough. Once it was, all that follow are."""
+        self.since = self.since or now()
+        if isinstance(error, Misconfigured):
+            return False
+        self.failures += 1
+        return not self._policy.is_holding and self.failures > self._policy.retries
+
+    def note_buried(self, count: int) -> None:
+        """Says once that loads go to the dead letters."""
+        if not self._buried:
+            logger.error(log.line("moving_to_dead_letters", stream=stream.DEAD_LETTERS, failed_attempts=self.failures,
+                                  batches=count, until="PostgreSQL is back; each further load is tried once"))
+        self._buried += count
+
+    def delay(self, error: Unavailable | StreamUnavailable) -> float:
+        """Counts a failed round, and returns how long to wait before the next, in seconds."""
+        server = "postgres" if isinstance(error, Unavailable) else "redis"
+        metric.failed_steps.labels(server).inc()
+        delay_s = min(self._longest_delay_s, _FIRST_DELAY_S * (1 << min(self._attempt, 10))) * random.uniform(0.5, 1)
+        self._attempt += 1
+        if self._attempt <= _FIRST_LINES or self._attempt % _LINE_EVERY == 0:
+            self._say(server, error, delay_s)
+        return delay_s
+
+    def _say(self, server: str, error: Unavailable | StreamUnavailable, delay_s: float) -> None:
+        facts = {"attempt": self._attempt, "cause": error.cause, "next_try_s": f"{delay_s:.2f}", "detail": error}
+        if isinstance(error, Misconfigured):
+            logger.error(log.line("load_held", **facts, until="an operator mends it"))
+        elif server == "redis":
+            logger.warning(log.line("redis_unavailable", **facts))
+        else:
+            policy = "hold" if self._policy.is_holding else "dead-letter"
+            logger.warning(log.line("load_failed", **facts, retries=self._policy.retries, policy=policy))
+
+    def end(self) -> None:
+        """Says so, if there was one."""
+        if self._attempt or self._buried:
+            logger.warning(log.line("servers_available", failed_attempts=self._attempt, buried_batches=self._buried))
+        self._attempt = self._buried = self.failures = 0
+        self.since = ""

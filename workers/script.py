@@ -1,0 +1,137 @@
+"""The Lua scripts by which a consumer changes the stream; each is atomic, and works on a Redis that is full.
+
+Scripts, not MULTI: a full Redis refuses to queue any command, while a script that has written once may go on writing.
+Where one of these has to add something, it begins with an XACK of an id that no entry has.
+
+Keys are always: the stream, the dead letters, the index of dead events. Of the arguments the first two are always: the
+group, the consumer.
+"""
+
+_KEYS = "local stream, letters, index, group, me = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]\n"
+
+# Who owns an entry, and how often it was delivered.
+_PENDING = """
+local function pending(id)
+  local row = redis.call('XPENDING', stream, group, id, id, 1)[1]
+  if row then return row[2], row[4] end
+end
+"""
+
+# An event has one letter, however often it is buried. `fields`: names and values in turn.
+_BURY = """
+redis.call('XACK', stream, group, '0-1')
+local function bury(fields)
+  local named = {}
+  for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
+  local name = named.event_index and named.batch_id .. '/' .. named.event_index
+  local id = name and redis.call('HGET', index, name)
+  if id and #redis.call('XRANGE', letters, id, id) > 0 then return end
+  id = redis.call('XADD', letters, '*', unpack(fields))
+  if name then redis.call('HSET', index, name, id) end
+end
+"""
+
+# Arguments: the id to read after, the byte budget, from how many deliveries on an entry is read alone.
+# Redis reads by count alone and entries are of any size, so this takes one after the other until the budget is spent.
+# Returns for each: id, fields (false if it was deleted), deliveries.
+READ = _KEYS + """
+local start, budget, suspect_at = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local entries, bytes, is_suspect = {}, 0, false
+while bytes < budget and not is_suspect do
+  local deliveries = 1
+  if start ~= '>' then
+    local row = redis.call('XPENDING', stream, group, '(' .. start, '+', 1, me)[1]
+    if not row then break end
+    deliveries = row[4] + 1
+    is_suspect = deliveries >= suspect_at
+    if is_suspect and #entries > 0 then break end
+  end
+  local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, start)
+  local entry = reply and reply[1][2][1]
+  if not entry then break end
+  entries[#entries + 1] = {entry[1], entry[2], deliveries}
+  if start ~= '>' then start = entry[1] end
+  for i = 2, #(entry[2] or {}), 2 do bytes = bytes + #entry[2][i] end
+end
+return entries
+"""
+
+# Arguments: ids in the stream's order. Releases those that are still the consumer's. In parts, as a call takes only so
+# many arguments.
+RELEASE = _KEYS + """
+local mine, released = {}, 0
+for first = 3, #ARGV, 1000 do
+  local last = math.min(first + 999, #ARGV)
+  for _, row in ipairs(redis.call('XPENDING', stream, group, ARGV[first], ARGV[last], 1000000, me)) do
+    mine[row[1]] = true
+  end
+  local ids = {}
+  for i = first, last do
+    if mine[ARGV[i]] then ids[#ids + 1] = ARGV[i] end
+  end
+  if #ids > 0 then
+    redis.call('XACK', stream, group, unpack(ids))
+    redis.call('XDEL', stream, unpack(ids))
+    released = released + #ids
+  end
+end
+return released
+"""
+
+# Arguments: how often they are to count as delivered, ids. Returns those that are still the consumer's, as if they had
+# just been delivered to it.
+KEEP = _KEYS + _PENDING + """
+local kept = {}
+for i = 4, #ARGV do
+  if pending(ARGV[i]) == me then
+    redis.call('XCLAIM', stream, group, me, 0, ARGV[i], 'RETRYCOUNT', ARGV[3], 'JUSTID')
+    kept[#kept + 1] = ARGV[i]
+  end
+end
+return kept
+"""
+
+# Arguments: an id, the names and values of its death. Moves the entry, whole, if it is still the consumer's.
+BURY = _KEYS + _PENDING + _BURY + """
+local id = ARGV[3]
+local entry = redis.call('XRANGE', stream, id, id)[1]
+if pending(id) ~= me or not entry then return 0 end
+local fields = entry[2]
+for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
+bury(fields)
+redis.call('XACK', stream, group, id)
+redis.call('XDEL', stream, id)
+return 1
+"""
+
+# Arguments: names and values of one letter. Adds it; its batch stays where it is.
+BURY_EVENT = _KEYS + _BURY + """
+bury({unpack(ARGV, 3)})
+"""
+
+# Arguments: from how many ms of idleness on. Takes entries over from consumers that have not touched them for so long,
+# and removes consumers that have not been seen for so long and have none. Deliveries stay what they were. Returns rows
+# of an entry taken over (id, from whom), the number of entries that were deleted while they were pending, and the names
+# removed.
+TAKE_OVER = _KEYS + """
+local idle_ms, taken, lost, removed = ARGV[3], {}, 0, {}
+for _, row in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', 100)) do
+  if row[2] ~= me then
+    local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
+    if #claimed > 0 then
+      taken[#taken + 1] = {row[1], row[2]}
+    else
+      lost = lost + 1
+    end
+  end
+end
+for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  local one = {}
+  for i = 1, #info, 2 do one[info[i]] = info[i + 1] end
+  if one.name ~= me and one.pending == 0 and one.idle >= tonumber(idle_ms) then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
+    removed[#removed + 1] = one.name
+  end
+end
+return {taken, lost, removed}
+"""

@@ -1,0 +1,53 @@
+"""Finds what is at fault among many, by trying: the whole, and where that fails ever smaller parts of it."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_LINE = re.compile(r"COPY \w+, line (\d+)")
+
+
+class Refusal(NamedTuple):
+    """Why a part was refused.
+
+    Args:
+        sqlstate: PostgreSQL's code, or the class of the driver's error where it sent none.
+        detail: What it said.
+        at: Which of the part it says is at fault, from 0; None where it does not say. A wrong one costs time alone.
+    """
+
+    sqlstate: str
+    detail: str
+    at: int | None = None
+
+
+Attempt = Callable[[int, int], Refusal | None]
+
+
+def refused(count: int, attempt: Attempt) -> Iterator[tuple[int, Refusal]]:
+    """Yields those that are refused on their own; all others have been taken, each once.
+
+    With k at fault it takes about 3 k attempts where refusals say which, and 3 k log2(count) where they do not.
+
+    Args:
+        count: How many there are.
+        attempt: Takes those from its first argument up to its second, all or none.
+    """
+    ranges = [(0, count)]
+    while ranges:
+        start, end = ranges.pop()
+        refusal = attempt(start, end) if start < end else None
+        if refusal is None:
+            continue
+        if end - start == 1:
+            yield start, refusal
+            continue
+        hint = refusal.at
+        at = start + hint if hint is not None and hint < end - start else (start + end) // 2
+        ranges += [(at + 1, end), (at, at + 1), (start, at)]
+
+
+def line_at_fault(context: str | None) -> int | None:
+    """Returns which line of a COPY its error is about, from 0, if its context says so; that is a hint, no contract."""
+    found = _LINE.search(context or "")
+    return int(found[1]) - 1 if found else None
