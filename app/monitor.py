@@ -9,7 +9,9 @@ from falcon import Request, Response
 from gevent.threadpool import ThreadPool
 
 _MAX_QUERIES = 2
-_QUERY = "SELECT event_count, received_at, loaded_at FROM log_batches WHERE batch_id = %s"
+_QUERY = """
+SELECT event_count, cardinality(dead_events), received_at, loaded_at FROM log_batches WHERE batch_id = %s
+"""
 
 
 class Monitor:
@@ -33,10 +35,10 @@ class Monitor:
             raise falcon.HTTPNotFound(
                 description="not stored: on its way, or never accepted", headers={"Retry-After": "1"}
             )
-        count, received_at, stored_at = row
+        count, dead_count, received_at, stored_at = row
         resp.data = msgspec.json.encode({
-            "batch_id": str(batch_id), "state": "stored", "event_count": count, "received_at": received_at,
-            "stored_at": stored_at,
+            "batch_id": str(batch_id), "state": "stored", "event_count": count, "dead_count": dead_count,
+            "received_at": received_at, "stored_at": stored_at,
         })
 
     def _row(self, batch_id: str) -> tuple[object, ...] | None:

@@ -18,11 +18,11 @@ from psycopg2.extensions import parse_dsn
 from app.batch import FORMAT, Batch
 from workers import ledger, metric, schema
 from workers.blame import translated
-from workers.deadline import deadline
 from workers.errors import Misconfigured, Poison, Unavailable
 from workers.ledger import DeadEvent, Verdict
 from workers.sieve import Refusal
 from workers.trial import Trial
+from workers.watchdog import Watchdog
 
 _COPY_PIECE_BYTES = 1 << 18
 _PARTITIONS_EVERY_S = 3600.0
@@ -73,7 +73,7 @@ class Loader:
             **_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url),
         }
         self._partition_days = partition_days
-        self._timeout_s = timeout_s
+        self._watchdog = Watchdog(timeout_s)
         self._connection: Connection | None = None
         self._partitions_due_at = 0.0
 
@@ -154,7 +154,7 @@ class Loader:
             raise Misconfigured("format", f"batches of format {strangers}; this consumer knows {FORMAT}: upgrade it")
         try:
             connection = self._open()
-            with deadline(connection, self._timeout_s):
+            with self._watchdog.guard(connection):
                 with connection.cursor() as cursor:
                     yield cursor
                 connection.commit()  # HANDOVER 4, confirm
@@ -177,11 +177,11 @@ class Loader:
     def _open(self) -> Connection:
         if self._connection is None:
             self._connection = psycopg2.connect(**self._parameters)
-            with deadline(self._connection, self._timeout_s):
+            with self._watchdog.guard(self._connection):
                 schema.ensure(self._connection)
             self._partitions_due_at = 0.0
         if time.monotonic() >= self._partitions_due_at:
-            with deadline(self._connection, self._timeout_s):
+            with self._watchdog.guard(self._connection):
                 schema.ensure_partitions(self._connection, self._partition_days)
             self._partitions_due_at = time.monotonic() + _PARTITIONS_EVERY_S
         return self._connection

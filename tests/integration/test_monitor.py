@@ -50,8 +50,8 @@ def test_location_says_404_until_the_batch_is_stored_and_then_what_is_stored(
         journal.drain(redis_url, database_url)
         status, _, document = get(monitor)
         assert status == 200
-        assert {name: document[name] for name in ("batch_id", "state", "event_count")} == {
-            "batch_id": accepted["batch_id"], "state": "stored", "event_count": 2}
+        assert {name: document[name] for name in ("batch_id", "state", "event_count", "dead_count")} == {
+            "batch_id": accepted["batch_id"], "state": "stored", "event_count": 2, "dead_count": 0}
         assert get(f"{url}/batches/no-uuid")[0] == 404
         postgres_server.stop()
         status, headers, _ = get(monitor)

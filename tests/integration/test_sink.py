@@ -251,7 +251,7 @@ def test_a_stopped_postgresql_is_given_up_after_the_deadline_and_used_again_when
     until(lambda: is_drained(client), "the consumer to be at work")
     postgres_server.pause()
     journal.append(client, *batches[1:])
-    until(lambda: has_logged(process, "PostgreSQL did not answer within 1 s"), "the deadline to pass")
+    until(lambda: has_logged(process, "no answer from PostgreSQL in 1 s"), "the deadline to pass")
     until(lambda: has_logged(process, "attempt=2"), "another attempt")
     postgres_server.resume()
     until(lambda: is_drained(client), "all to be stored")
