@@ -130,10 +130,9 @@ class Consumer:
     def _loaded(self, entries: Sequence[Entry]) -> Outcome:
         batches = [entry.batch for entry in entries]
         try:
-            return self._loader.load(batches)
-        except Poison as error:
-            logger.warning(log.line("load_poisoned", sqlstate=error.sqlstate, batches=len(batches)))
-            return self._loader.sift(batches, self._bury_events)
+            return self._loader.load(batches, self._bury_events)
+        except Poison:
+            return self._loader.load(batches, self._bury_events, is_strict=True)
 
     def _settle(self, entries: Sequence[Entry], outcome: Outcome) -> None:
         """Lets go of what is settled: stored or known is released, the rest buried."""

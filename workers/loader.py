@@ -17,7 +17,7 @@ from psycopg2.extensions import parse_dsn
 
 from app.batch import FORMAT, Batch
 from workers import ledger, metric, schema
-from workers.blame import translated
+from workers.blame import Blame, blame, translated
 from workers.errors import Misconfigured, Poison, Unavailable
 from workers.ledger import DeadEvent, Verdict
 from workers.sieve import Refusal
@@ -77,47 +77,36 @@ class Loader:
         self._connection: Connection | None = None
         self._partitions_due_at = 0.0
 
-    def load(self, batches: Sequence[Batch]) -> Outcome:
-        """Stores the batches that the ledger does not know.
+    def load(
+        self, batches: Sequence[Batch], bury: Callable[[list[DeadEvent]], None], is_strict: bool = False
+    ) -> Outcome:
+        """Stores the batches that the ledger does not know, but for what PostgreSQL refuses of them.
+
+        Args:
+            bury: Makes dead letters of events durable. Called before COMMIT: killed in between, the whole is done
+                again, while the other order would lose them.
+            is_strict: What COMMIT would refuse is refused with its row.
 
         Raises:
-            Poison: PostgreSQL refuses something in it: `sift` tells what.
-            Unavailable: PostgreSQL is away.
-            Misconfigured: An operator has to mend something.
+            Poison: It refuses the whole, and no event of it alone: try again, strictly, or with fewer.
+            Unavailable, Misconfigured: It is away, or an operator has to mend something; and what `bury` raises.
 
         Durability:
             Durable on return; unknown if it raises, as the COMMIT may have happened: load the same again.
         """
         with metric.load_seconds.time(), self._transaction(batches) as cursor:
+            if is_strict:
+                cursor.execute(schema.CHECK_AT_ONCE)
+            cursor.execute("SAVEPOINT nothing")
             verdict = ledger.enter(cursor, batches)
-            copy(cursor, [batches[index] for index in verdict.fresh])
-        return _outcome(verdict, verdict.fresh, {}, 0)
-
-    def sift(self, batches: Sequence[Batch], bury: Callable[[list[DeadEvent]], None]) -> Outcome:
-        """Stores what PostgreSQL takes of the batches, event by event where it must.
-
-        Args:
-            bury: Makes dead letters of events durable. Called before COMMIT: killed in between, the whole is done
-                again, while the other order would lose them.
-
-        Raises:
-            Poison: It refuses the whole, and no event of it alone.
-            Unavailable, Misconfigured: As for `load`; and what `bury` raises.
-
-        Durability:
-            As for `load`.
-        """
-        with self._transaction(batches) as cursor:
-            cursor.execute(schema.CHECK_AT_ONCE)
-            verdict = ledger.enter(cursor, batches)
-            trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
-            trial.run()
-            refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
-            ledger.settle(cursor, [batches[index] for index in refused], trial.dead)
-            if trial.dead:
-                bury(trial.dead)
-        stored = [index for index in verdict.fresh if index not in refused]
-        return _outcome(verdict, stored, refused, len(trial.dead))
+            try:
+                copy(cursor, [batches[index] for index in verdict.fresh])
+            except psycopg2.Error as error:
+                if blame(error) is not Blame.DATA:
+                    raise
+                cursor.execute("ROLLBACK TO nothing")
+                return self._sifted(cursor, batches, error, bury)
+        return _outcome(verdict, verdict.fresh)
 
     def prove(self) -> None:
         """Returns if PostgreSQL takes a batch of one event, which is rolled back.
@@ -146,6 +135,20 @@ class Loader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _sifted(
+        self, cursor: Cursor, batches: Sequence[Batch], error: psycopg2.Error, bury: Callable[[list[DeadEvent]], None]
+    ) -> Outcome:
+        """Takes of a refused load what is good, and has buried what is not."""
+        verdict = ledger.enter(cursor, batches)
+        trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
+        trial.run(error)
+        refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
+        ledger.settle(cursor, [batches[index] for index in refused], trial.dead)
+        if trial.dead:
+            bury(trial.dead)
+        stored = [index for index in verdict.fresh if index not in refused]
+        return _outcome(verdict, stored, refused, len(trial.dead))
 
     @contextmanager
     def _transaction(self, batches: Sequence[Batch]) -> Iterator[Cursor]:
@@ -187,8 +190,10 @@ class Loader:
         return self._connection
 
 
-def _outcome(verdict: Verdict, stored: list[int], refused: dict[int, Refusal], dead_count: int) -> Outcome:
-    return Outcome(stored, verdict.duplicates, verdict.conflicts, verdict.orphans, refused, dead_count)
+def _outcome(
+    verdict: Verdict, stored: list[int], refused: dict[int, Refusal] | None = None, dead_count: int = 0
+) -> Outcome:
+    return Outcome(stored, verdict.duplicates, verdict.conflicts, verdict.orphans, refused or {}, dead_count)
 
 
 def copy(cursor: Cursor, batches: Sequence[Batch]) -> None:

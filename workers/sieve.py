@@ -24,7 +24,7 @@ class Refusal(NamedTuple):
 Attempt = Callable[[int, int], Refusal | None]
 
 
-def refused(count: int, attempt: Attempt) -> Iterator[tuple[int, Refusal]]:
+def refused(count: int, attempt: Attempt, first: Refusal | None = None) -> Iterator[tuple[int, Refusal]]:
     """Yields those that are refused on their own; all others have been taken, each once.
 
     With k at fault it takes about 3 k attempts where refusals say which, and 3 k log2(count) where they do not.
@@ -32,11 +32,13 @@ def refused(count: int, attempt: Attempt) -> Iterator[tuple[int, Refusal]]:
     Args:
         count: How many there are.
         attempt: Takes those from its first argument up to its second, all or none.
+        first: Why the whole was refused, if that has been tried.
     """
     ranges = [(0, count)]
     while ranges:
         start, end = ranges.pop()
-        refusal = attempt(start, end) if start < end else None
+        refusal = first or (attempt(start, end) if start < end else None)
+        first = None
         if refusal is None:
             continue
         if end - start == 1:

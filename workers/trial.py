@@ -38,19 +38,28 @@ class Trial:
         self._batches = batches
         self._copy = copy
 
-    def run(self) -> None:
-        """Fills `refused` and `dead`. Raises psycopg2.Error for all that is not the data's fault."""
-        for number, refusal in refused(len(self._batches), self._try_batches):
+    def run(self, error: psycopg2.Error) -> None:
+        """Fills `refused` and `dead`; `error` is why the whole was refused.
+
+        Raises:
+            psycopg2.Error: Something else than the data is to blame.
+        """
+        first = self._located(_refusal(error), self._batches) if self._batches else None
+        for number, refusal in refused(len(self._batches), self._try_batches, first):
             if not self._has_stored_some(self._batches[number]):
                 self.refused[number] = refusal
 
     def _try_batches(self, start: int, end: int) -> Refusal | None:
         batches = self._batches[start:end]
         refusal = self._tried(batches)
-        if refusal and refusal.at is not None:
-            ends = list(accumulate(one.count for one in batches))
-            return refusal._replace(at=min(bisect_right(ends, refusal.at), len(batches) - 1))
-        return refusal
+        return refusal and self._located(refusal, batches)
+
+    def _located(self, refusal: Refusal, batches: Sequence[Batch]) -> Refusal:
+        """Turns the line at fault into the batch."""
+        if refusal.at is None:
+            return refusal
+        ends = list(accumulate(one.count for one in batches))
+        return refusal._replace(at=min(bisect_right(ends, refusal.at), len(batches) - 1))
 
     def _has_stored_some(self, batch: Batch) -> bool:
         """Takes the batch without the events at fault, or, if those are too many, nothing of it."""
@@ -75,12 +84,12 @@ class Trial:
         except psycopg2.Error as error:
             if blame(error) is not Blame.DATA:
                 raise
-            refusal = Refusal(error.pgcode or type(error).__name__, str(error).strip(), _line(error))
             self._cursor.execute("ROLLBACK TO part")
-            return refusal
+            return _refusal(error)
         self._cursor.execute("RELEASE part")
         return None
 
 
-def _line(error: psycopg2.Error) -> int | None:
-    return line_at_fault(getattr(error.diag, "context", None))
+def _refusal(error: psycopg2.Error) -> Refusal:
+    at = line_at_fault(getattr(error.diag, "context", None))
+    return Refusal(error.pgcode or type(error).__name__, str(error).strip(), at)

@@ -8,6 +8,7 @@ from tests.crash import point
 from workers import consumer, ledger, loader
 from workers.inbox import Inbox
 from workers.loader import Loader
+from workers.trial import Trial
 
 point.arm(Inbox, "read", "read")
 point.arm(ledger, "enter", "enter")
@@ -16,7 +17,7 @@ point.arm(Loader, "load", "load")
 point.arm(Inbox, "ack", "ack")
 point.arm(Inbox, "bury", "bury")
 point.arm(Inbox, "bury_events", "bury_events")
-point.arm(Loader, "sift", "sift")
+point.arm(Trial, "run", "sift")
 
 copy = loader.copy
 
