@@ -1,4 +1,7 @@
-"""The admin listener: `/metrics` for every process of the host, and its own health."""
+"""The admin listener: `/metrics` for every process of the host, its own health, what lies where, and the dead letters.
+
+Whoever reaches it may read and purge what lies in the dead letters: it listens on loopback unless told otherwise.
+"""
 
 import logging
 import os
@@ -17,12 +20,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from app import log, problem, stream
 from app.edge import Live
 from app.errors import SettingError, StreamUnavailable
-from app.settings import Settings
+from app.inspector import Pending, Stream, Wal
+from app.letter_resource import Clearance, DeadLetter, DeadLetters
+from app.letterbox import Letterbox
+from app.settings import Settings, is_loopback
 from wal.reader import oldest_at_ns, segments, used_bytes
 
 logger = logging.getLogger(__name__)
 
 _REDIS_TIMEOUT_S = 1.0
+_LETTERS_TIMEOUT_S = 10.0  # some MiB are sent and synced at a time
 
 
 class StreamCollector:
@@ -95,13 +102,45 @@ class Ready:
         resp.text = '{"status": "ready"}'
 
 
-def create_app(client: redis.Redis, metrics_dir: str, wal: Path) -> "falcon.App[Request, Response]":
+class NoSniff:
+    """Middleware: what clients sent is shown as the JSON that it is, and never guessed to be a page."""
+
+    def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
+        """Adds the header to every answer."""
+        resp.set_header("X-Content-Type-Options", "nosniff")
+
+
+class OwnName:
+    """Middleware of a listener on loopback: a page elsewhere, whose name was made to point here, is not let in."""
+
+    def process_request(self, req: Request, resp: Response) -> None:
+        """Refuses a request to any other name or address than this machine's own."""
+        if not (req.host == "localhost" or is_loopback(req.host)):
+            raise falcon.HTTPForbidden(
+                description=f"Host {req.host[:80]!r} is not localhost or a loopback address; this listener is for "
+                            "this machine alone, unless SPILLWAY_ADMIN_BIND says otherwise"
+            )
+
+
+def create_app(
+    client: redis.Redis, letterbox: Letterbox, metrics_dir: str, wal: Path, spares: Path, is_local: bool
+) -> "falcon.App[Request, Response]":
     """Returns the WSGI application."""
-    app = falcon.App()
+    app = falcon.App(middleware=[NoSniff()])
+    if is_local:
+        app.add_middleware(OwnName())
+    app.req_options.keep_blank_qs_values = False
     problem.install(app)
     app.add_route("/livez", Live())
     app.add_route("/readyz", Ready(client))
     app.add_route("/metrics", Metrics(metrics_dir, client, wal))
+    app.add_route("/pending", Pending(client))
+    app.add_route("/stream", Stream(client))
+    app.add_route("/wal", Wal(wal, spares))
+    app.add_route("/dead-letters", DeadLetters(letterbox))
+    app.add_route("/dead-letters/{letter_id}", DeadLetter(letterbox))
+    app.add_route("/dead-letters/replay", Clearance(letterbox, "replayed", letterbox.replay_matching, False))
+    app.add_route("/dead-letters/purge", Clearance(letterbox, "purged", letterbox.purge_matching, True))
     return app
 
 
@@ -111,5 +150,10 @@ def get_app() -> Any:
     if settings.redis_url is None:
         raise SettingError("REDIS_URL is not set; `spillway up` sets it for the embedded server")
     log.setup("admin", settings.log_level)
-    client = redis.Redis(connection_pool=stream.pool(settings.redis_url, _REDIS_TIMEOUT_S))
-    return create_app(client, os.environ["PROMETHEUS_MULTIPROC_DIR"], settings.wal_path)
+    client, patient = (
+        redis.Redis(connection_pool=stream.pool(settings.redis_url, timeout_s))
+        for timeout_s in (_REDIS_TIMEOUT_S, _LETTERS_TIMEOUT_S)
+    )
+    metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    return create_app(client, Letterbox(patient), metrics_dir, settings.wal_path, settings.beside_wal("spare"),
+                      is_loopback(settings.admin_bind))

@@ -173,12 +173,20 @@ def _allowed(kind: Any) -> str:
     return f"text matching {kind.pattern} is"
 
 
+def is_loopback(address: str) -> bool:
+    """Tells whether it is an IP address that only this machine reaches."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def _check_bind(name: str, address: str, open_bind: str) -> None:
     try:
-        is_loopback = ip_address(address).is_loopback
+        ip_address(address)
     except ValueError as error:
         raise SettingError(f"{name}={address!r} is not allowed: an IP address is, such as 127.0.0.1 or ::1") from error
-    if not is_loopback and open_bind != "allow":
+    if not is_loopback(address) and open_bind != "allow":
         raise SettingError(
             f"{name}={address!r} is not a loopback address, and there are no keys: whoever reaches the port could "
             "use it. SPILLWAY_OPEN_BIND=allow says that this is meant"

@@ -20,6 +20,7 @@ _COMMANDS = {
     "status": "show what runs",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
     "wal": "look into the write-ahead log",
+    "dlq": "look through the dead letters, replay or delete them",
     "psql": "open the database, or run one statement in it",
     "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
 }

@@ -17,13 +17,16 @@ local function pending(id)
 end
 """
 
-# An event has one letter, however often it is buried. `fields`: names and values in turn.
+# An event has one letter, however often it is buried. `fields`: names and values in turn; `death`: those of its end. Of
+# an entry that has more than a call takes arguments, which is none of ours, the letter has the first.
 _BURY = """
 redis.call('XACK', stream, group, '0-1')
-local function bury(fields)
+local function bury(fields, death)
   local named = {}
   for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
-  local name = named.event_index and named.batch_id .. '/' .. named.event_index
+  for i = #fields, 7001, -1 do fields[i] = nil end
+  for i = 1, #death do fields[#fields + 1] = death[i] end
+  local name = named.event_index and named.batch_id and named.batch_id .. '/' .. named.event_index
   local id = name and redis.call('HGET', index, name)
   if id and #redis.call('XRANGE', letters, id, id) > 0 then return end
   id = redis.call('XADD', letters, '*', unpack(fields))
@@ -96,9 +99,7 @@ BURY = _KEYS + _PENDING + _BURY + """
 local id = ARGV[3]
 local entry = redis.call('XRANGE', stream, id, id)[1]
 if pending(id) ~= me or not entry then return 0 end
-local fields = entry[2]
-for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
-bury(fields)
+bury(entry[2], {unpack(ARGV, 4)})
 redis.call('XACK', stream, group, id)
 redis.call('XDEL', stream, id)
 return 1
@@ -106,7 +107,7 @@ return 1
 
 # Arguments: names and values of one letter. Adds it; its batch stays where it is.
 BURY_EVENT = _KEYS + _BURY + """
-bury({unpack(ARGV, 3)})
+bury({unpack(ARGV, 3)}, {})
 """
 
 # Arguments: from how many ms of idleness on. Takes entries over from consumers that have not touched them for so long,

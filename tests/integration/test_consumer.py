@@ -144,6 +144,23 @@ def test_an_entry_that_is_no_batch_is_buried_and_the_others_are_loaded(client, r
     assert [letter[b"reason"] for _, letter in client.xrange(stream.DEAD_LETTERS)] == [b"not_an_entry"] * 2
 
 
+@pytest.mark.parametrize("fields", [
+    {"event_index": "1"}, {"batch_id": "x", "event_index": "no"}, {b"\xff": b"\0"},
+    {f"field {number}": "value" for number in range(5000)},
+])
+def test_whatever_somebody_else_writes_into_the_stream_is_buried_and_stops_nobody(
+    fields, client, redis_url, database_url
+):
+    client.xadd(stream.STREAM, fields)
+    one = journal.make_batch()
+    journal.append(client, one)
+    journal.drain(redis_url, database_url)
+    assert list(journal.stored(database_url)) == [one.batch_id]
+    (_, letter), = client.xrange(stream.DEAD_LETTERS)
+    assert letter[b"reason"] == b"not_an_entry"
+    assert set(letter) >= {name if isinstance(name, bytes) else name.encode() for name in list(fields)[:3000]}
+
+
 def test_a_pending_entry_that_somebody_deleted_is_reported_and_does_not_block(
     client, redis_url, database_url, caplog
 ):
