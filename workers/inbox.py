@@ -99,13 +99,18 @@ class Inbox:
             self._take_over()
             self.rewind()
         try:
-            found = self._found(self._start, self._max_bytes) or self._waited()
+            return self._entries(self._old() or self._found(_NEW, self._max_bytes) or self._waited())
         except BaseException:
             self.rewind()  # It may have been delivered all the same.
             raise
-        if self._start != _NEW:
-            self._start = found[-1][0].decode() if found else _NEW
-        return self._entries(found)
+
+    def _old(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
+        """Returns the next of the entries that were read and not released, until there are none."""
+        if self._start == _NEW:
+            return []
+        found = self._found(self._start, self._max_bytes)
+        self._start = found[-1][0].decode() if found else _NEW
+        return found
 
     def read_more(self, held_bytes: int) -> list[Entry]:
         """Returns new entries that fit beside those that are held, without waiting for any.
@@ -179,8 +184,6 @@ class Inbox:
 
     def _waited(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
         """Blocks for one entry; more that came meanwhile are left to the next read."""
-        if self._start != _NEW:
-            return []
         with stream.translated():
             reply: Any = self._client.execute_command(
                 "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", _BLOCK_MS,

@@ -86,7 +86,7 @@ def test_a_restarted_consumer_takes_its_own_pending_entries_first(client, redis_
     old, new = journal.append(client, journal.make_batch("old"), journal.make_batch("new"))
     client.xreadgroup(stream.GROUP, "consumer-00", {stream.STREAM: ">"}, count=1)
     inbox = Inbox(client, "consumer-00", 1)
-    assert [[entry.entry_id for entry in inbox.read()] for _ in range(3)] == [[old], [], [new]]
+    assert [[entry.entry_id for entry in inbox.read()] for _ in range(2)] == [[old], [new]]
 
 
 def test_entries_that_a_lost_connection_has_taken_in_its_name_are_found_without_a_restart(
@@ -179,7 +179,6 @@ def test_a_batch_of_a_newer_format_is_held_and_said_so(client, redis_url, databa
     newer = batch.Batch(one.batch_id, one.count, one.sha256, one.received_at, one.payload, batch.FORMAT + 1)
     journal.append(client, newer)
     consumer = journal.make_consumer(redis_url, database_url)
-    consumer.step()  # asks for what is pending, before anything new
     with pytest.raises(Unavailable, match="upgrade"):
         consumer.step()
     assert client.xlen(stream.STREAM) == 1

@@ -114,7 +114,7 @@ def test_a_consumer_that_is_stopped_within_its_load_for_longer_than_the_idle_tim
 def test_who_has_lost_an_entry_neither_releases_nor_buries_nor_keeps_it(client, redis_url):
     entry_id, = journal.append(client, journal.make_batch())
     victim = Inbox(client, "victim", 1 << 20)
-    entry, = victim.read() or victim.read()
+    entry, = victim.read()
     client.xclaim(stream.STREAM, stream.GROUP, "thief", 0, [entry_id])
     victim.ack([entry_id])
     victim.bury(entry_id, DEATH)
@@ -177,7 +177,7 @@ def test_deliveries_count_deaths_and_not_the_rounds_of_a_consumer_that_lives(cli
 
     for deaths in range(3):  # each a new process that ends without a word
         inbox = Inbox(client, "consumer-00", 1 << 20)
-        entry, = inbox.read() or inbox.read()
+        entry, = inbox.read()
         assert (entry.deliveries, deliveries()) == (deaths + 1, deaths + 1)
     assert entry.is_suspect
     kept, = inbox.keep([entry])
