@@ -58,7 +58,7 @@ class Appender:
             self._open()
 
     def probe(self, max_bytes: int) -> None:
-        """Returns if Redis takes writes, and stream and dead letters together have at most `max_bytes` there.
+        """Returns if Redis takes writes, and the stream has at most `max_bytes` there.
 
         Takes one round trip where the connection is open.
 
@@ -67,12 +67,9 @@ class Appender:
         """
         with self._guarded():
             self._open()
-            _, *sizes = self._called(
-                ("SET", stream.PROBE, "1", "PX", "10000"),
-                *(("MEMORY", "USAGE", key) for key in (stream.STREAM, stream.DEAD_LETTERS)),
-            )
-        if (size := sum(found or 0 for found in sizes)) > max_bytes:
-            raise StreamUnavailable("FULL", f"stream and dead letters have {size} bytes, over {max_bytes}")
+            _, size = self._called(("SET", stream.PROBE, "1", "PX", "10000"), ("MEMORY", "USAGE", stream.STREAM))
+        if (size or 0) > max_bytes:
+            raise StreamUnavailable("FULL", f"the stream has {size} bytes, over {max_bytes}")
 
     def close(self) -> None:
         """Closes the connection; the next call opens another."""

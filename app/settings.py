@@ -62,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=10, le=60_000), _doc("Longest that an acknowledgement waits for Redis, ms.")
     ] = 250
     stream_max_bytes: Annotated[
-        Bytes, _doc("Redis memory of stream and dead letters above which batches go to the WAL.")
+        Bytes, _doc("Redis memory of the stream above which batches go to the WAL.")
     ] = 512 * MIB
     wal: Annotated[
         Literal["fallback", "always"],
@@ -89,6 +89,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["dead-letter", "hold"],
         _doc("`dead-letter`: move it to `log_events_dlq`, from where it can be replayed; `hold`: keep trying."),
     ] = "dead-letter"
+    dead_letters_max_bytes: Annotated[
+        Bytes, _doc("Redis memory of dead letters from which on a load is held although the policy is `dead-letter`.")
+    ] = 256 * MIB
     sink_timeout_s: Annotated[
         int, Meta(ge=1, le=3600), _doc("Longest that a load may take; then its connection is cut, s.")
     ] = 30

@@ -66,7 +66,7 @@ class Consumer:
         try:
             self._work()
         except Unavailable as error:
-            if not count or not self._outage.has_exhausted(error):
+            if not count or not self._outage.has_exhausted(error, self._inbox.dead_letter_bytes):
                 raise
             return self._give_up(error)
         self._held = []
@@ -200,7 +200,11 @@ def make(settings: Settings, redis_url: str, database_url: str) -> Consumer:
         Inbox(client, name, settings.load_max_bytes, settings.claim_idle_s),
         Loader(database_url, name, settings.partition_days, settings.sink_timeout_s),
         lambda: stream.ensure_group(client),
-        Outage(Policy(settings.sink_retries, settings.sink_policy == "hold"), longest_delay_s), name,
+        Outage(
+            Policy(settings.sink_retries, settings.sink_policy == "hold", settings.dead_letters_max_bytes),
+            longest_delay_s,
+        ),
+        name,
     )
 
 

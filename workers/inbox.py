@@ -160,6 +160,15 @@ class Inbox:
         if self._run(script.BURY, entry_id, *death.fields()):  # HANDOVER 5, copy and release
             metric.buried_batches.labels(death.reason).inc()
 
+    def dead_letter_bytes(self) -> int:
+        """Returns what the dead letters take of Redis's memory.
+
+        Raises:
+            StreamUnavailable: Redis is away or refuses.
+        """
+        with stream.translated():
+            return int(self._client.memory_usage(stream.DEAD_LETTERS) or 0)
+
     def bury_events(self, events: Sequence[DeadEvent], deaths: Sequence[Death]) -> None:
         """Makes dead letters of events; an event that has one gets no other.
 

@@ -5,6 +5,7 @@ Lines are logged for every attempt at first, and then about once a minute.
 
 import logging
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 from app import log, stream
@@ -26,10 +27,13 @@ class Policy(NamedTuple):
     Args:
         retries: How often one is tried again.
         is_holding: Then it is tried for ever, and not buried.
+        max_bytes: From so much in the dead letters on it is held all the same: they stay until somebody replays them,
+            and their memory would be lacking for what is to be loaded.
     """
 
     retries: int
     is_holding: bool
+    max_bytes: int
 
 
 class Outage:
@@ -49,16 +53,29 @@ class Outage:
         self._longest_delay_s = longest_delay_s
         self._attempt = 0
         self._buried = 0
+        self._is_full = False
         self.failures = 0
         self.since = ""
 
-    def has_exhausted(self, error: Unavailable) -> bool:
-        """Counts a failed load, and tells whether it was tried often enough. Once it was, all that follow are."""
+    def has_exhausted(self, error: Unavailable, dead_letter_bytes: Callable[[], int]) -> bool:
+        """Counts a failed load, and tells whether it is to be buried: once one is, all that follow are.
+
+        Args:
+            error: Why it failed.
+            dead_letter_bytes: Asks for the memory of the dead letters; what it raises goes through.
+        """
         self.since = self.since or now()
         if isinstance(error, Misconfigured):
             return False
         self.failures += 1
-        return not self._policy.is_holding and self.failures > self._policy.retries
+        if self._policy.is_holding or self.failures <= self._policy.retries:
+            return False
+        is_full = (size := dead_letter_bytes()) >= self._policy.max_bytes
+        if is_full and not self._is_full:
+            logger.error(log.line("dead_letters_full", bytes=size, max_bytes=self._policy.max_bytes,
+                                  until="PostgreSQL is back, or letters are purged; loads are held"))
+        self._is_full = is_full
+        return not is_full
 
     def note_buried(self, count: int) -> None:
         """Says once that loads go to the dead letters."""
@@ -92,4 +109,5 @@ class Outage:
         if self._attempt or self._buried:
             logger.warning(log.line("servers_available", failed_attempts=self._attempt, buried_batches=self._buried))
         self._attempt = self._buried = self.failures = 0
+        self._is_full = False
         self.since = ""

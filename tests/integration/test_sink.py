@@ -121,6 +121,24 @@ def superuser(database_url):
     return database_url.replace("://spillway:", "://postgres:", 1)
 
 
+def test_full_dead_letters_make_the_consumer_hold_and_do_not_keep_new_batches_out_when_the_sink_is_back(
+    client, consumer, database_url, postgres_server
+):
+    process = consumer(SPILLWAY_SINK_RETRIES="0", SPILLWAY_DEAD_LETTERS_MAX_BYTES="100000")
+    postgres_server.stop()
+    batches = [journal.make_batch("x" * 1000, count=20) for _ in range(20)]
+    for one in batches:
+        journal.append(client, one)
+        until(lambda: is_drained(client) or has_logged(process, "dead_letters_full"), "it to be buried, or held")
+    buried = [letter.batch.batch_id for letter in letters(client)]
+    assert 1 <= len(buried) < 20 and client.xlen(stream.STREAM) == 20 - len(buried)
+    postgres_server.start()
+    until(lambda: is_drained(client), "what was held to be stored")
+    assert sorted(journal.stored(database_url)) == sorted(
+        one.batch_id for one in batches if one.batch_id not in buried
+    )
+
+
 @contextmanager
 def refused_login(database_url):
     execute(superuser(database_url), "ALTER ROLE sink NOLOGIN")
