@@ -14,7 +14,10 @@ from pathlib import Path
 
 from wal.errors import WalError, WalFailed, WalFull
 
+PAGE_BYTES = mmap.PAGESIZE
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ZEROS = memoryview(bytes(64 << 10))
 
 
 def failure(error: OSError) -> WalError:
@@ -84,8 +87,45 @@ class Files:
         os.posix_fallocate(fd, 0, size)
 
     def map(self, fd: int, size: int) -> mmap.mmap:
-        """Maps the file, shared and writable."""
-        return mmap.mmap(fd, size)
+        """Maps the file, shared and writable.
+
+        A store brings the page that it needs and no others: read ahead, those would come in pages of their own, and
+        `fill` could not bring them in large ones.
+        """
+        mapping = mmap.mmap(fd, size)
+        mapping.madvise(mmap.MADV_RANDOM)
+        return mapping
+
+    def fill(self, fd: int, start: int, stop: int, step: int) -> None:
+        """Brings the pages from `start` to `stop` into memory, as zeros that the next sync writes.
+
+        Nothing else may be there. The kernel keeps what one call writes in pages as large as it can ("folios"), and
+        writes a page as a whole even if a store through a mapping has changed one byte: large pages are for what is
+        stored together, and small ones for what is synced bit by bit.
+
+        Source:
+            Linux 6.16, "ext4: enable large folio for regular file"; `python -m wal.bench` shows the difference.
+
+        Args:
+            fd: A file with blocks of its own.
+            start: First byte, at the beginning of a page.
+            stop: Behind the last byte.
+            step: No page becomes larger, nor lies across a multiple of this.
+        """
+        if stop > os.fstat(fd).st_size:
+            return  # Cut short by an intruder: made longer again, it would have blocks of its own no more.
+        while start < stop:
+            count = min(stop, (start + step) & -step) - start
+            os.pwritev(fd, [_ZEROS] * (count // len(_ZEROS)) + [_ZEROS[:count % len(_ZEROS)]], start)
+            start += count
+
+    def begin_sync(self, fd: int, start: int, stop: int) -> None:
+        """Has the disk begin to write what will not change any more, and returns at once.
+
+        Durability:
+            None: the next `sync` waits for it, and raises what went wrong.
+        """
+        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def sync(self, fd: int) -> None:
         """Makes all stores durable, also those through a mapping; unlike `mmap.flush` without holding the GIL."""

@@ -6,6 +6,7 @@ a power cut any page may be new and any other old.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -19,6 +20,7 @@ IDENTITY_BYTES = 16
 HEADER_BYTES = 40
 FRAME_BYTES = 32
 ALIGNMENT = 8
+_MOST_AROUND = FRAME_BYTES + ALIGNMENT - 1
 # A bound for what a damaged length can claim, and for what one record may take of the memory of a reader.
 MAX_RECORD_BYTES = 256 << 20
 IS_SEAL = 1
@@ -27,7 +29,10 @@ _HEADER = struct.Struct("<8sI16sQ")
 # The offset is not stored: it only goes into the checksum.
 _CHECKED = struct.Struct("<QIIIIQ")
 _OFFSET_BYTES = 8
-_pack = _CHECKED.pack
+_HEAD = struct.Struct("<4sIIIIIQ")
+# `encode` in two steps, for the writer's loop, to which a call for each record is a tenth of its time.
+pack_checked = _CHECKED.pack
+put_head = _HEAD.pack_into
 
 
 class Header(NamedTuple):
@@ -69,7 +74,12 @@ class Frame(NamedTuple):
 
 def framed_bytes(length: int) -> int:
     """Returns what a payload of that length takes of a segment."""
-    return (FRAME_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT
+    return (length + _MOST_AROUND) & -ALIGNMENT
+
+
+def group_bytes(lengths: Iterable[int]) -> int:
+    """Returns what payloads of these lengths take."""
+    return sum([(length + _MOST_AROUND) & -ALIGNMENT for length in lengths])
 
 
 def encode_header(header: Header) -> bytes:
@@ -99,8 +109,9 @@ def seed_of(identity: bytes) -> int:
 
 def encode(seed: int, offset: int, payload: bytes, sequence: int, flags: int, durable_upto: int) -> bytes:
     """Returns the head of a frame; the payload follows it in the file and must be stored before it."""
-    checked = _pack(offset, crc32(payload), len(payload), sequence, flags, durable_upto)
-    return FRAME_MAGIC + crc32(checked, seed).to_bytes(4, "little") + checked[_OFFSET_BYTES:]
+    payload_crc, length = crc32(payload), len(payload)
+    checked = pack_checked(offset, payload_crc, length, sequence, flags, durable_upto)
+    return _HEAD.pack(FRAME_MAGIC, crc32(checked, seed), payload_crc, length, sequence, flags, durable_upto)
 
 
 def decode(seed: int, offset: int, data: bytes) -> Frame | None:

@@ -56,6 +56,7 @@ class SegmentReader:
         # Invalid stretches that no watermark has covered yet: where they begin and how many frames they held.
         self._suspects: list[tuple[int, int]] = []
         self._is_sealed = self._is_drained = False
+        self._should_size = 0
         self._fd = -1
         try:
             self._fd = files.open(path)
@@ -136,7 +137,7 @@ class SegmentReader:
         except WalCorrupt:
             self.corrupt_count += 1
             return identity_of(self._path)
-        self.corrupt_count += self._size < header.size
+        self._should_size = header.size
         return header.identity
 
     def _read(self, max_bytes: int, is_sealed: bool) -> list[Record]:
@@ -187,8 +188,9 @@ class SegmentReader:
         self._offset, self._sequence = head.end, head.sequence
 
     def _end(self) -> None:
-        """Settles what is invalid and covered by no watermark."""
+        """Settles what is invalid and covered by no watermark, and what somebody has cut off at the end."""
         self._is_sealed = self._is_drained = True
+        self.corrupt_count += self._files.size(self._fd) < self._should_size
         self.torn_count += sum(count for _, count in self._suspects)
         self._suspects = []
 

@@ -4,17 +4,26 @@ A draft lies in a directory of its own and gets its name in the log's when it is
 its creation on: a reader that gets the lock knows that the writer has ended, however it did.
 """
 
+import errno
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 from wal import frame
-from wal.file import FILES, Files, failure
+from wal.file import FILES, PAGE_BYTES, Files, failure
+from wal.frame import ALIGNMENT, FRAME_BYTES, FRAME_MAGIC, pack_checked, put_head
 
 SUFFIX = ".wal"
 DRAFT_SUFFIX = ".draft"
 _SEAL_BYTES = frame.framed_bytes(0)
+# From here on a group is written to the disk while it is still being stored, window by window.
+_LARGE_BYTES = 64 << 10
+_WINDOW_BYTES = 512 << 10
+# A smaller one fills the pages for so many groups like it: the first sync of a block also writes that it is in use, and
+# so these have it written once for all.
+_AHEAD_GROUPS = 16
 _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{32})\.wal")
 
 
@@ -90,6 +99,7 @@ class Segment:
         self._identity = identity
         self._seed = frame.seed_of(identity)
         self._end = self._durable_upto = frame.HEADER_BYTES
+        self._filled_upto = PAGE_BYTES
         self._sequence = 1
         self._fd = files.create(self.path)
         try:
@@ -132,15 +142,21 @@ class Segment:
             self.seal()
             raise
 
-    def append(self, records: Sequence[bytes]) -> None:
+    def append(self, records: Sequence[bytes], size: int) -> None:
         """Stores the records; there must be room for them.
+
+        Args:
+            records: The payloads.
+            size: Bytes of their frames.
 
         Durability:
             None until `sync`. If it raises, the segment must be sealed: another attempt would store where a reader may
             already have been.
         """
-        for payload in records:
-            self._store(payload, 0)
+        if size < _LARGE_BYTES:
+            self._append_small(records, size)
+        else:
+            self._append_large(records, self._end + size)
 
     def sync(self) -> None:
         """Makes all that was appended durable.
@@ -150,9 +166,12 @@ class Segment:
             forgets the error and what it could not write, so that another sync would succeed without them.
 
         Raises:
-            OSError: The disk failed.
+            OSError: The disk failed, or somebody has cut the file short.
         """
         self._files.sync(self._fd)
+        # Stores behind the end, in the last page, raise nothing and reach no disk.
+        if self._files.size(self._fd) != self.size:
+            raise OSError(errno.EIO, f"{self.path} is no longer {self.size} bytes long: somebody has cut it short")
         self._durable_upto = self._end
 
     def seal(self) -> None:
@@ -161,7 +180,7 @@ class Segment:
         Durability:
             Adds nothing: the last frame only says how far the last sync went.
         """
-        self._store(b"", frame.IS_SEAL)
+        self._store_head(b"", frame.IS_SEAL)
         self._close()
 
     def discard(self) -> None:
@@ -171,13 +190,51 @@ class Segment:
             self._files.sync_directory(self.path.parent)
         self._close()
 
-    def _store(self, payload: bytes, flags: int) -> None:
-        start = self._end + frame.FRAME_BYTES
-        # The head comes last: its checksums say that the payload is there.
-        self._mapping[start:start + len(payload)] = payload
-        self._mapping[self._end:start] = frame.encode(
-            self._seed, self._end, payload, self._sequence, flags, self._durable_upto
-        )
+    def _append_small(self, records: Sequence[bytes], size: int) -> None:
+        if self._end + size > self._filled_upto:
+            upto = _aligned(self._filled_upto + _AHEAD_GROUPS * size, PAGE_BYTES)
+            # The sync of a group writes whole pages: larger ones would be quicker, and more than the group needs.
+            self._fill(min(upto, self.size), max(1 << size.bit_length() - 2, PAGE_BYTES))
+        mapping, seed, durable_upto = self._mapping, self._seed, self._durable_upto
+        end, sequence = self._end, self._sequence
+        try:
+            for payload in records:
+                start, length = end + FRAME_BYTES, len(payload)
+                stop = start + length
+                mapping[start:stop] = payload
+                crc = crc32(payload)
+                checked = pack_checked(end, crc, length, sequence, 0, durable_upto)
+                # The head comes last: its checksums say that the payload is there.
+                put_head(mapping, end, FRAME_MAGIC, crc32(checked, seed), crc, length, sequence, 0, durable_upto)
+                end = (stop + ALIGNMENT - 1) & -ALIGNMENT
+                sequence += 1
+        finally:
+            self._end, self._sequence = end, sequence
+
+    def _append_large(self, records: Sequence[bytes], group_end: int) -> None:
+        begun_upto = _aligned(self._end + FRAME_BYTES, PAGE_BYTES)
+        for payload in records:
+            start = self._end + FRAME_BYTES
+            stop = start + len(payload)
+            if stop > self._filled_upto:
+                self._fill(min(_aligned(stop, _WINDOW_BYTES), group_end), _WINDOW_BYTES)
+            self._mapping[start:stop] = payload
+            # No head is to come in the windows before this one's, nor behind the page of an only one.
+            complete_upto = stop if len(records) == 1 else self._end & -_WINDOW_BYTES
+            if complete_upto > begun_upto:
+                # Before the checksum, for which the disk need not wait.
+                self._files.begin_sync(self._fd, begun_upto, complete_upto)
+                begun_upto = complete_upto
+            self._store_head(payload, 0)
+
+    def _fill(self, upto: int, step: int) -> None:
+        """Brings the pages of the next frames. A fault through the mapping would bring, and write, one at a time."""
+        self._files.fill(self._fd, self._filled_upto, upto, step)
+        self._filled_upto = _aligned(upto, PAGE_BYTES)
+
+    def _store_head(self, payload: bytes, flags: int) -> None:
+        head = frame.encode(self._seed, self._end, payload, self._sequence, flags, self._durable_upto)
+        self._mapping[self._end:self._end + FRAME_BYTES] = head
         self._end += frame.framed_bytes(len(payload))
         self._sequence += 1
 
@@ -189,3 +246,7 @@ class Segment:
             self._files.unlock(self._fd)
         with suppress(OSError):
             self._files.close(self._fd)
+
+
+def _aligned(offset: int, step: int) -> int:
+    return (offset + step - 1) & -step

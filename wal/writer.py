@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wal.errors import RecordTooLarge, WalClosed, WalError, WalFailed, WalFull
 from wal.file import FILES, Files, failure
-from wal.frame import MAX_RECORD_BYTES, framed_bytes
+from wal.frame import MAX_RECORD_BYTES, group_bytes
 from wal.segment import DRAFT_SUFFIX, Segment, bytes_for, used_bytes
 
 
@@ -65,11 +65,11 @@ class Writer:
             WalClosed: The writer is closed or another process's.
         """
         self._open()
-        for record in records:
-            if len(record) > self._max_record_bytes:
-                raise RecordTooLarge(len(record), self._max_record_bytes)
+        lengths = [*map(len, records)]
+        if (longest := max(lengths, default=0)) > self._max_record_bytes:
+            raise RecordTooLarge(longest, self._max_record_bytes)
         if records:
-            self._commit(records, sum([framed_bytes(len(record)) for record in records]))
+            self._commit(records, group_bytes(lengths))
             self._keep_spare()
 
     def seal(self) -> None:
@@ -131,7 +131,7 @@ class Writer:
         if segment is None or segment.room < size:
             segment = self._roll(size)
         try:
-            segment.append(records)
+            segment.append(records, size)
             segment.sync()
         except OSError:
             self.poisoned_count += 1

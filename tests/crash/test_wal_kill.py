@@ -166,7 +166,6 @@ def cut_behind_the_first(root, writer):
     return reader
 
 
-@pytest.mark.xfail(strict=True, reason="stores behind the end of the file, in its last page, are synced nowhere")
 def test_what_a_writer_confirms_after_an_intruder_has_cut_its_segment_short_within_a_page_is_there(tmp_path):
     writer = writer_at(tmp_path, Files())
     cut_behind_the_first(tmp_path, writer).close()
@@ -178,7 +177,6 @@ def test_what_a_writer_confirms_after_an_intruder_has_cut_its_segment_short_with
     assert set(confirmed) <= set(drain(tmp_path)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="the file's length is compared with the header's only when it is opened")
 def test_a_reader_counts_a_segment_that_an_intruder_has_cut_short_under_it(tmp_path):
     writer = writer_at(tmp_path, Files())
     reader = cut_behind_the_first(tmp_path, writer)
