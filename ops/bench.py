@@ -1,7 +1,8 @@
 """`spillway bench`: events per second from HTTP to COMMIT, beside a bare COPY of the same rows in the same run.
 
-Runs on a stack of its own in a scratch directory, with embedded servers, and ends it. The two are measured in turn,
-round by round, because machines are noisy: the ratio is what to quote, not one of the rates.
+Runs on stacks of its own in scratch directories, with embedded servers, and ends them: one acknowledges from Redis, one
+from the WAL (`SPILLWAY_WAL=always`). All is measured in turn, round by round, because machines are noisy: the ratios
+are what to quote, not one of the rates.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from psycopg2.extensions import connection as Connection
 
 from app import batch, form
 from app.settings import Settings
+from ops.bench_replay import ReplayBench
 from workers import schema
 
 _BATCH_EVENTS = 1000
@@ -51,8 +53,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     batches = 50 if args.quick else 500
     rounds = args.rounds or (3 if args.quick else 5)
     bodies = [_body(number) for number in range(batches)]
-    with _stack() as status:
-        figures = [_round(status, bodies) for _ in range(rounds)]
+    replay = ReplayBench([_encoded(body) for body in bodies], *_free_ports(1))
+    with _stack() as fallback, _stack(SPILLWAY_WAL="always") as always, replay.started():
+        figures = [_round(fallback, always, replay, bodies) for _ in range(rounds)]
     print(json.dumps(_summary(figures, batches)) if args.json else _table(_summary(figures, batches)))
     return 0
 
@@ -76,12 +79,12 @@ def _body(seed: int) -> bytes:
 
 
 @contextmanager
-def _stack() -> Iterator[dict[str, Any]]:
+def _stack(**settings: str) -> Iterator[dict[str, Any]]:
     """Starts a stack in a scratch directory and yields its status."""
     with tempfile.TemporaryDirectory(prefix="spillway-bench-") as directory:
         environ = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
         ports = zip(_PORTS, map(str, _free_ports(len(_PORTS))))
-        environ |= {"SPILLWAY_DATA_DIR": directory, **dict(ports)}
+        environ |= {"SPILLWAY_DATA_DIR": directory, **dict(ports), **settings}
         spillway = [sys.executable, "-m", "ops.command"]
         subprocess.run([*spillway, "up", "--detach"], env=environ, check=True, stdout=subprocess.DEVNULL)
         try:
@@ -102,14 +105,20 @@ def _free_ports(count: int) -> list[int]:
     return free
 
 
-def _round(status: dict[str, Any], bodies: Sequence[bytes]) -> dict[str, float]:
+def _round(
+    fallback: dict[str, Any], always: dict[str, Any], replay: ReplayBench, bodies: Sequence[bytes]
+) -> dict[str, float]:
     count = len(bodies) * _BATCH_EVENTS
-    with _connected(status["database_url"], "public") as own, _connected(status["database_url"], "bare") as bare:
-        acknowledged_s, stored_s = _end_to_end(status["ingest_url"], own, bodies)
+    with _connected(fallback["database_url"], "public") as own, _connected(fallback["database_url"], "bare") as bare:
+        acknowledged_s, stored_s = _end_to_end(fallback["ingest_url"], own, bodies)
         copied_s = _bare_copy(bare, bodies)
+    with _connected(always["database_url"], "public") as own:
+        always_acknowledged_s, always_stored_s = _end_to_end(always["ingest_url"], own, bodies)
     return {
         "acknowledged": count / acknowledged_s, "end_to_end": count / stored_s, "bare_copy": count / copied_s,
-        "ratio": copied_s / stored_s,
+        "ratio": copied_s / stored_s, "always_acknowledged": count / always_acknowledged_s,
+        "always_end_to_end": count / always_stored_s, "always_ratio": stored_s / always_stored_s,
+        "replay": replay.rate(),
     }
 
 
@@ -178,11 +187,7 @@ def _is_accepted(connection: http.client.HTTPConnection, body: bytes) -> bool:
 
 def _bare_copy(connection: Connection, bodies: Sequence[bytes]) -> float:
     """Returns the seconds that COPY and COMMIT take for the same rows, in transactions as large as a consumer's."""
-    limits = form.Limits(_BATCH_EVENTS, 1 << 20)
-    json_form = form.FORMS["application/json"]
-    payloads = [
-        form.to_batch(json_form, body, [], batch.new_id(), time.time_ns(), limits).payload for body in bodies
-    ]
+    payloads = [_encoded(body).payload for body in bodies]
     transactions = [b""]
     for payload in payloads:
         transactions[-1] += payload
@@ -195,6 +200,11 @@ def _bare_copy(connection: Connection, bodies: Sequence[bytes]) -> float:
     return time.monotonic() - started
 
 
+def _encoded(body: bytes) -> batch.Batch:
+    limits = form.Limits(_BATCH_EVENTS, 1 << 20)
+    return form.to_batch(form.FORMS["application/json"], body, [], batch.new_id(), time.time_ns(), limits)
+
+
 def _summary(figures: Sequence[dict[str, float]], batches: int) -> dict[str, Any]:
     medians = {name: statistics.median(figure[name] for figure in figures) for name in figures[0]}
     return {"batches": batches, "batch_events": _BATCH_EVENTS, "rounds": figures, "median": medians}
@@ -204,12 +214,15 @@ def _table(summary: dict[str, Any]) -> str:
     names = {
         "acknowledged": "acknowledged, events/s", "end_to_end": "end to end (HTTP to COMMIT), events/s",
         "bare_copy": "bare COPY of the same rows, events/s", "ratio": "end to end / bare COPY",
+        "always_acknowledged": "SPILLWAY_WAL=always, acknowledged, events/s",
+        "always_end_to_end": "SPILLWAY_WAL=always, end to end, events/s",
+        "always_ratio": "always / fallback, end to end", "replay": "replay from the WAL alone, events/s",
     }
     head = f"{summary['batches']} batches of {_BATCH_EVENTS} events, {len(summary['rounds'])} rounds"
-    lines = [head, f"{'':40}{'min':>12}{'median':>12}{'max':>12}"]
+    lines = [head, f"{'':44}{'min':>12}{'median':>12}{'max':>12}"]
     for name, title in names.items():
         values = [figure[name] for figure in summary["rounds"]]
         cells = (min(values), summary["median"][name], max(values))
-        kind = ".2f" if name == "ratio" else ",.0f"
-        lines.append(f"{title:40}" + "".join(f"{cell:12{kind}}" for cell in cells))
+        kind = ".2f" if name.endswith("ratio") else ",.0f"
+        lines.append(f"{title:44}" + "".join(f"{cell:12{kind}}" for cell in cells))
     return "\n".join(lines)

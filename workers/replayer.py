@@ -39,18 +39,23 @@ class Replayer:
         quarantine: Where segments with damaged records are copied before they are released.
         appender: To the stream.
         stream_max_bytes: The stream is not filled beyond nine tenths of this.
+        is_wal_first: Write-ahead mode: that something is replayed is nothing to tell, unless Redis was away.
     """
 
-    def __init__(self, directory: Path, quarantine: Path, appender: Appender, stream_max_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, quarantine: Path, appender: Appender, stream_max_bytes: int, is_wal_first: bool = False
+    ) -> None:
         self._directory = directory
         self._quarantine = quarantine
         self._appender = appender
         self._stream_max_bytes = stream_max_bytes
+        self._is_wal_first = is_wal_first
         self._readers: dict[Path, SegmentReader] = {}
         self._unsent: list[Batch] = []
         self._unreadable: set[Path] = set()
         self._shipped = 0
         self._away_cause = ""
+        self._has_told = False
 
     def step(self) -> int:
         """Ships the next records of the oldest segment that has some, and releases what is done; returns how many.
@@ -97,8 +102,7 @@ class Replayer:
 
     def _ship(self) -> int:
         self._appender.probe(self._stream_max_bytes * 9 // 10)
-        if not self._shipped:
-            logger.warning(log.line("replay_started", redis="available", segments=len(segments(self._directory))))
+        self._note_started()
         batches = self._unsent
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         refused = [outcome for outcome in outcomes if outcome]
@@ -142,11 +146,19 @@ class Replayer:
             logger.warning(log.line("replay_waiting", cause=error.cause, detail=error))
         self._away_cause = error.cause
 
+    def _note_started(self) -> None:
+        if not self._has_told and (self._away_cause or not self._is_wal_first):
+            logger.warning(log.line("replay_started", redis="available", segments=len(segments(self._directory))))
+            self._has_told = True
+
     def _note_complete(self) -> None:
-        if self._shipped and not self._readers:
+        if self._readers:
+            return
+        if self._has_told:
             logger.warning(log.line("replay_complete", batches=self._shipped))
-            self._shipped = 0
-            self._away_cause = ""
+        self._has_told = False
+        self._shipped = 0
+        self._away_cause = ""
 
 
 def main() -> int:
@@ -162,7 +174,8 @@ def main() -> int:
     settings.wal_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     appender = Appender(settings.redis_url, _REDIS_TIMEOUT_S)
     replayer = Replayer(
-        settings.wal_path, settings.beside_wal("quarantine"), appender, settings.stream_max_bytes
+        settings.wal_path, settings.beside_wal("quarantine"), appender, settings.stream_max_bytes,
+        settings.wal == "always",
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

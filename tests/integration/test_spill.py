@@ -241,11 +241,19 @@ def test_a_full_wal_is_told_with_503_and_takes_batches_again_when_it_is_drained(
     check_all_stored(redis_url, database_url, [*accepted, last.document["batch_id"]])
 
 
-def test_write_ahead_mode_acknowledges_from_the_wal_and_ships_behind_it(host, redis_url, database_url):
+def test_write_ahead_mode_acknowledges_from_the_wal_and_ships_behind_it(
+    host, redis_server, redis_url, database_url
+):
     running = host(SPILLWAY_WAL="always")
     answers = [running.post(number) for number in range(20)]
     assert {answer.document["durability"] for answer in answers} == {"wal"}
     until(lambda: running.files() == [], "the WAL to be drained")
+    assert "replay_" not in running.log.replace("replayer_started", "")
+    redis_server.stop()
+    answers += [running.post(number) for number in range(20, 30)]
+    redis_server.start()
+    until(lambda: "replay_complete" in running.log, "the replayer to say so after an outage")
+    assert "replay_waiting" in running.log and "replay_started" in running.log
     check_all_stored(redis_url, database_url, [answer.document["batch_id"] for answer in answers])
 
 
