@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.errors import SettingError
@@ -74,7 +74,7 @@ _PROGRAMS = {
     "redis": _Program(10, 60),
     # INT is the fast shutdown, which ends the backends itself; its checkpoint may have to write much.
     "postgres": _Program(20, 120, "INT", "false"),
-    "consumers": _Program(30, 45),
+    "consumers": _Program(30, 15),  # and the time that a load may take
     "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
@@ -112,15 +112,16 @@ def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
         "ingest": program.command("ingest", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
-    parts = [_HEAD.format(user=user), *(_section(name, command) for name, command in commands.items())]
+    parts = [_HEAD.format(user=user), *(_section(name, command, settings) for name, command in commands.items())]
     pool = _POOL.format(count=settings.consumers, host=settings.consumer_name)
     return "".join(part + pool if part.startswith("\n[program:consumers]") else part for part in parts)
 
 
-def _section(name: str, command: Sequence[str]) -> str:
+def _section(name: str, command: Sequence[str], settings: Settings) -> str:
+    extra_s = settings.sink_timeout_s if name == "consumers" else 0
     return _PROGRAM.format(
         name=name,
         log="consumer-%(process_num)02d" if name == "consumers" else name,
         command=shlex.join(command).replace("%", "%%"),
-        **vars(_PROGRAMS[name]),
+        **vars(replace(_PROGRAMS[name], stopwaitsecs=_PROGRAMS[name].stopwaitsecs + extra_s)),
     )

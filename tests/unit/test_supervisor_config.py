@@ -106,3 +106,9 @@ def test_supervisord_is_told_that_root_is_meant(tmp_path, monkeypatch):
     assert "\nuser=root\n" in supervisor_config.render(Settings(), {})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "user=" not in supervisor_config.render(Settings(), {})
+
+
+def test_a_consumer_is_given_longer_to_stop_than_a_load_may_take():
+    text = supervisor_config.render(Settings(sink_timeout_s=100, claim_idle_s=200), {})
+    consumers = text.partition("[program:consumers]")[2].partition("[program:")[0]
+    assert "stopwaitsecs=115\n" in consumers
