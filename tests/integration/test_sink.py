@@ -1,18 +1,22 @@
 """The sink away, slow, stopped or closed to us: real consumer processes on a real PostgreSQL, each event once after."""
 
 import signal
+import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import psycopg2
 import pytest
 import redis
 
 from app import dead_letter, stream
+from ops.postgres_server import PostgresServer
 from tests import journal
-from tests.conftest import execute
+from tests.conftest import Server, execute, pick_port, postgres_answers
 from tests.journal import until
+from tests.machine import tmpfs
 from tests.proxy import proxied
 
 QUICK = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "3"}
@@ -225,6 +229,45 @@ def test_a_lock_that_somebody_holds_is_waited_for_again_and_again(client, consum
     until(lambda: is_drained(client), "it to be stored")
     check_stored_once(database_url, [one])
     assert letters(client) == []
+
+
+@pytest.fixture
+def small_postgres():
+    """A PostgreSQL on a small disk of its own, and what fills that."""
+    place = Path(tempfile.mkdtemp(prefix="sp"))
+    try:
+        with tmpfs(place, "192m"):
+            server = Server(PostgresServer(place, pick_port()), postgres_answers, signal.SIGINT, place / "log")
+            server.start()
+            try:
+                yield server.url, place / "filler"
+            finally:
+                server.stop()
+    finally:
+        place.rmdir()
+
+
+def test_a_full_disk_under_postgresql_is_waited_out(client, consumer, redis_url, small_postgres):
+    url, filler = small_postgres
+    make_tables(redis_url, url)
+    batches = [journal.make_batch("x" * 1000, count=1000) for _ in range(3)]
+    fill(filler)
+    process = consumer(url=url, **HOLD)
+    journal.append(client, *batches)
+    until(lambda: has_logged(process, "load_failed", "attempt=2", "cause=53100"), "it to meet the full disk")
+    filler.unlink()
+    until(lambda: is_drained(client), "all to be stored")
+    assert {batch_id: len(found) for batch_id, found in journal.stored(url).items()} == {
+        one.batch_id: 1000 for one in batches
+    }
+    assert letters(client) == []
+
+
+def fill(path):
+    """Takes all that is left of a disk."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_backend_that_is_terminated_in_the_middle_of_a_load_costs_nothing(

@@ -37,7 +37,9 @@ def test_a_setting_is_read_from_the_environment(environ, field, value):
     ("SPILLWAY_OPEN_BIND", "yes", "refuse, allow|allow, refuse"), ("SPILLWAY_BIND", "localhost", "an IP address"),
     ("SPILLWAY_BIND", "0.0.0.0", "loopback"), ("SPILLWAY_ADMIN_BIND", "::", "loopback"),
     ("SPILLWAY_ADMIN_BIND", "192.0.2.1", "SPILLWAY_OPEN_BIND=allow"), ("SPILLWAY_PROT", "8080", "SPILLWAY_PORT"),
-    ("SPILLWAY_", "1", "is not a setting"),
+    ("SPILLWAY_", "1", "is not a setting"), ("SPILLWAY_SINK_POLICY", "drop", "dead-letter, hold|hold, dead-letter"),
+    ("SPILLWAY_SINK_RETRIES", "-1", "0 to 1000000"), ("SPILLWAY_CLAIM_IDLE_S", "59", "twice SPILLWAY_SINK_TIMEOUT_S"),
+    ("SPILLWAY_MAX_INFLIGHT_BYTES", "1024", "twice SPILLWAY_MAX_BODY_BYTES"),
 ])
 def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(name, value, allowed):
     with pytest.raises(SettingError, match=allowed) as caught:
