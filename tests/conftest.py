@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 import redis
 
+from app import stream
 from ops import family
 from ops.postgres_server import PostgresServer
 from ops.redis_server import RedisServer
@@ -173,6 +174,14 @@ def postgres_server(shared_postgres):
 def redis_url(redis_server):
     """The URL of an empty Redis."""
     return redis_server.url
+
+
+@pytest.fixture
+def client(redis_url):
+    """A client of an empty Redis in which the consumer group is."""
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        stream.ensure_group(client)
+        yield client
 
 
 @pytest.fixture

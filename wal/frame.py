@@ -72,6 +72,11 @@ class Frame(NamedTuple):
         return self.offset + framed_bytes(self.length)
 
 
+def aligned(offset: int, step: int) -> int:
+    """Returns the next multiple of `step`, a power of two, from `offset` on."""
+    return (offset + step - 1) & -step
+
+
 def framed_bytes(length: int) -> int:
     """Returns what a payload of that length takes of a segment."""
     return (length + _MOST_AROUND) & -ALIGNMENT

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from wal import frame
 from wal.file import FILES, PAGE_BYTES, Files, failure
-from wal.frame import ALIGNMENT, FRAME_BYTES, FRAME_MAGIC, pack_checked, put_head
+from wal.frame import ALIGNMENT, FRAME_BYTES, FRAME_MAGIC, aligned, pack_checked, put_head
 
 SUFFIX = ".wal"
 DRAFT_SUFFIX = ".draft"
@@ -192,7 +192,7 @@ class Segment:
 
     def _append_small(self, records: Sequence[bytes], size: int) -> None:
         if self._end + size > self._filled_upto:
-            upto = _aligned(self._filled_upto + _AHEAD_GROUPS * size, PAGE_BYTES)
+            upto = aligned(self._filled_upto + _AHEAD_GROUPS * size, PAGE_BYTES)
             # The sync of a group writes whole pages: larger ones would be quicker, and more than the group needs.
             self._fill(min(upto, self.size), max(1 << size.bit_length() - 2, PAGE_BYTES))
         mapping, seed, durable_upto = self._mapping, self._seed, self._durable_upto
@@ -212,12 +212,12 @@ class Segment:
             self._end, self._sequence = end, sequence
 
     def _append_large(self, records: Sequence[bytes], group_end: int) -> None:
-        begun_upto = _aligned(self._end + FRAME_BYTES, PAGE_BYTES)
+        begun_upto = aligned(self._end + FRAME_BYTES, PAGE_BYTES)
         for payload in records:
             start = self._end + FRAME_BYTES
             stop = start + len(payload)
             if stop > self._filled_upto:
-                self._fill(min(_aligned(stop, _WINDOW_BYTES), group_end), _WINDOW_BYTES)
+                self._fill(min(aligned(stop, _WINDOW_BYTES), group_end), _WINDOW_BYTES)
             self._mapping[start:stop] = payload
             # No head is to come in the windows before this one's, nor behind the page of an only one.
             complete_upto = stop if len(records) == 1 else self._end & -_WINDOW_BYTES
@@ -230,7 +230,7 @@ class Segment:
     def _fill(self, upto: int, step: int) -> None:
         """Brings the pages of the next frames. A fault through the mapping would bring, and write, one at a time."""
         self._files.fill(self._fd, self._filled_upto, upto, step)
-        self._filled_upto = _aligned(upto, PAGE_BYTES)
+        self._filled_upto = aligned(upto, PAGE_BYTES)
 
     def _store_head(self, payload: bytes, flags: int) -> None:
         head = frame.encode(self._seed, self._end, payload, self._sequence, flags, self._durable_upto)
@@ -246,7 +246,3 @@ class Segment:
             self._files.unlock(self._fd)
         with suppress(OSError):
             self._files.close(self._fd)
-
-
-def _aligned(offset: int, step: int) -> int:
-    return (offset + step - 1) & -step

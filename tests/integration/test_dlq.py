@@ -19,13 +19,6 @@ REASONS = (dead_letter.SINK, dead_letter.BAD_BATCH, dead_letter.KILLS)
 
 
 @pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
-
-
-@pytest.fixture
 def letterbox(client):
     return Letterbox(client)
 

@@ -21,13 +21,6 @@ LEFT = ("Left 1 letter of not_an_entry: they hold no batch and cannot be replaye
 
 
 @pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
-
-
-@pytest.fixture
 def spillway(redis_url, monkeypatch, tmp_path, capsys):
     """Runs `spillway dlq`: returns its exit status, what it printed, and what it complained of."""
     monkeypatch.setenv("REDIS_URL", redis_url)

@@ -16,13 +16,6 @@ from tests.conftest import execute
 COUNT = 10_000
 
 
-@pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
-
-
 def cell(name, value):
     """Returns what puts a value, as COPY text, in a column of a row."""
     place = COLUMNS.index(name)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-import redis
 
 from app import dead_letter, stream
 from ops.postgres_server import PostgresServer
@@ -21,13 +20,6 @@ from tests.proxy import proxied
 
 QUICK = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "3"}
 HOLD = {"SPILLWAY_SINK_POLICY": "hold", "SPILLWAY_SINK_RETRIES": "1"}
-
-
-@pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from contextlib import closing
 
 import psycopg2
 import pytest
-import redis
 
 from app import dead_letter, stream
 from app.dead_letter import Death
@@ -17,13 +16,6 @@ from workers.inbox import Inbox
 
 IDLE = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "2"}
 DEATH = Death(dead_letter.SINK, "detail", "", 1, "", "", "nobody")
-
-
-@pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
 
 
 @pytest.fixture
