@@ -6,6 +6,7 @@ _LOG = ["durability"]
 
 requests = Counter("ingest_requests_total", "Requests to /ingest by status code.", ["status"])
 rejected = Counter("ingest_rejected_requests_total", "Requests to /ingest refused, by cause.", ["cause"])
+malformed = Counter("ingest_malformed_requests_total", "Requests refused before any path was looked at.", ["cause"])
 accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)
 accepted_events = Counter("ingest_accepted_events_total", "Events acknowledged, by the log that holds them.", _LOG)
 body_bytes = Counter("ingest_body_bytes_total", "Bytes of acknowledged bodies as sent.")

@@ -24,12 +24,17 @@ def install(app: "falcon.App[Request, Response]") -> None:
     app.add_error_handler(NotDurable, _on_not_durable)
 
 
-def _write(resp: Response, status: int, cause: str, detail: str, **members: Any) -> None:
+def document(status: int, cause: str, detail: str, **members: Any) -> bytes:
+    """Returns a problem as JSON; without a cause, its title is the status's own."""
     title = cause.replace("_", " ") if cause else HTTPStatus(status).phrase
     kind = f"urn:spillway:problem:{cause}" if cause else "about:blank"
+    return msgspec.json.encode({"type": kind, "title": title, "status": status, "detail": detail, **members})
+
+
+def _write(resp: Response, status: int, cause: str, detail: str, **members: Any) -> None:
     resp.status = status
     resp.content_type = MEDIA_TYPE
-    resp.data = msgspec.json.encode({"type": kind, "title": title, "status": status, "detail": detail, **members})
+    resp.data = document(status, cause, detail, **members)
 
 
 def _on_rejected(req: Request, resp: Response, error: Rejected, params: dict[str, Any]) -> None:

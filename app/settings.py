@@ -52,6 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_port: Annotated[Port, _doc("Port of the embedded PostgreSQL, on loopback.")] = 5433
     redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: 503.")] = 1024 * MIB
     workers: Annotated[int, Meta(ge=1, le=256), _doc("Gunicorn workers of ingest.")] = 2
+    worker_class: Annotated[
+        Literal["spillway", "gevent"],
+        _doc("Gunicorn's worker class for ingest: `spillway`, a request loop of our own; `gevent`: gunicorn's."),
+    ] = "spillway"
     consumers: Annotated[int, Meta(ge=1, le=256), _doc("Consumer processes on this host.")] = 2
     consumer_name: Annotated[
         str,
@@ -72,6 +76,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wal_max_bytes: Annotated[Bytes, _doc("Bytes of WAL segments on this host; more: 503.")] = 4096 * MIB
     wal_segment_bytes: Annotated[Bytes, _doc("Size of a WAL segment; each worker keeps a spare one.")] = 16 * MIB
     wal_min_free_bytes: Annotated[Bytes, _doc("Free space that the WAL leaves on its file system.")] = 16 * MIB
+    header_timeout_s: Annotated[
+        int, Meta(ge=1, le=600), _doc("Longest that a request's head may take to arrive, s.")
+    ] = 10
     body_timeout_s: Annotated[int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, s.")] = 30
     max_body_bytes: Annotated[Bytes, _doc("Largest body as sent.")] = 8 * MIB
     max_decoded_bytes: Annotated[Bytes, _doc("Largest body decompressed.")] = 64 * MIB

@@ -9,6 +9,8 @@ from app.settings import Settings
 
 NAMES = ("ingest", "replayer", "admin", "consumer")
 
+WORKER_CLASSES = {"spillway": "app.worker.Worker", "gevent": "gevent"}
+
 _GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).with_name("gunicorn_conf.py"))]
 
 
@@ -20,7 +22,11 @@ def command(name: str, settings: Settings) -> list[str]:
     host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
     workers = settings.workers if is_ingest else 1
     app = "app.edge:get_app()" if is_ingest else "app.admin:get_app()"
-    return [*_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--name={name}", app]
+    worker_class = WORKER_CLASSES[settings.worker_class if is_ingest else "gevent"]
+    return [
+        *_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--worker-class={worker_class}",
+        f"--name={name}", app,
+    ]
 
 
 def environment(

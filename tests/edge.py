@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from ops.program import WORKER_CLASSES
 from tests.journal import ROOT, until
 
 CLIENT_TIMEOUT_S = 30
@@ -34,10 +35,12 @@ class Edge:
     Args:
         redis_url: The buffer.
         directory: Empty; takes the log and the metrics.
+        worker_class: As `SPILLWAY_WORKER_CLASS`.
+        options: For gunicorn.
         settings: By their names in the environment.
     """
 
-    def __init__(self, redis_url, directory, **settings):
+    def __init__(self, redis_url, directory, worker_class="spillway", options=(), **settings):
         self.metrics_dir = directory / "metrics"
         self.metrics_dir.mkdir()
         self._log = directory / "log"
@@ -49,12 +52,13 @@ class Edge:
         with self._log.open("wb") as log:
             self._master = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn_conf.py", "-w", "1", "-b", "127.0.0.1:0",
-                 "app.edge:get_app()"],
+                 "-k", WORKER_CLASSES[worker_class], *options, "app.edge:get_app()"],
                 cwd=ROOT, stdout=log, stderr=log, env={**kept, "PYTHONPATH": str(ROOT), **environ},
             )
         # The kernel picks the port, and gunicorn says which.
         self.port = int(until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log), "gunicorn")[1])
-        until(self.is_live, "the worker")
+        until(lambda: self._master.poll() is not None or self.is_live(), "the worker")
+        assert self._master.poll() is None, self.log
         self.pid = self.worker_pid()
 
     def stop(self):
