@@ -4,7 +4,7 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,11 +115,10 @@ class Appender:
     def _sent(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         if not batches:
             self._called(("PING",))
-        pack: Callable[..., list[bytes]] = self._connection.pack_command
+        # Small ones together: a call for each batch would cost more than all else here.
+        packed = self._connection.pack_commands([("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches])
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
-        self._connection.send_packed_command(
-            [part for one in batches for part in pack("XADD", stream.STREAM, "*", *stream.fields_of(one))]
-        )
+        self._connection.send_packed_command(packed)
         return [self._reply() for _ in batches]
 
     def _reply(self) -> StreamUnavailable | None:

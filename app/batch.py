@@ -94,7 +94,8 @@ def new_id() -> str:
     """Returns a UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, 74 bits of chance."""
     chance = int.from_bytes(os.urandom(10), "big")
     number = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | 7 << 76 | (chance >> 68) << 64
-    return str(UUID(int=number | 0b10 << 62 | chance & (1 << 62) - 1))
+    digits = f"{number | 0b10 << 62 | chance & (1 << 62) - 1:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def id_of_key(key: str) -> str:

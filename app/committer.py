@@ -6,6 +6,7 @@ groups go there at once, until a probe on a connection of its own finds the stre
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -78,6 +79,7 @@ class Committer:
         self._bounds = bounds
         self._is_wal_first = is_wal_first
         self._waiting: list[_Waiting] = []
+        self._oldest_at = 0.0
         self._has_waiting = Event()
         self._is_available = True
         self._stream_turn = BoundedSemaphore()
@@ -97,6 +99,8 @@ class Committer:
             Durable on return.
         """
         result: AsyncResult[str] = AsyncResult()
+        if not self._waiting:
+            self._oldest_at = time.monotonic()
         self._waiting.append((batch, result))
         self._has_waiting.set()
         return result.get()  # type: ignore[no-any-return]
@@ -104,10 +108,12 @@ class Committer:
     def _run(self) -> None:
         while True:
             self._has_waiting.wait()
-            group = self._take()
+            group, oldest_at = self._take(), self._oldest_at
+            self._oldest_at = time.monotonic()
             try:
                 left = group if self._is_wal_first or not self._is_available else self._streamed(group)
                 self._spilled(left)
+                metric.commit_seconds.observe(time.monotonic() - oldest_at)
             except Exception as error:
                 # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
                 logger.exception(log.line("commit_failed"))
@@ -138,14 +144,16 @@ class Committer:
         except StreamUnavailable as error:
             self._note(error)
             return group
-        left = []
-        for batch, result in group:
-            refusal = next(outcomes) if batch else None
-            if refusal is None:
-                result.set(STREAM)
-            else:
-                self._note(refusal)
-                left.append((batch, result))
+        confirmed: list[_Waiting] = []
+        left: list[_Waiting] = []
+        try:
+            for waiting in group:
+                refusal = next(outcomes) if waiting[0] else None
+                if refusal:
+                    self._note(refusal)
+                (left if refusal else confirmed).append(waiting)
+        finally:
+            _confirm(confirmed, STREAM)
         return left
 
     def _spilled(self, group: list[_Waiting]) -> None:
@@ -162,9 +170,8 @@ class Committer:
         except NotDurable as error:
             self._wal_failure = error
             _fail(group, error)
-        for _, result in group:
-            if not result.ready():
-                result.set(WAL)
+        else:
+            _confirm(group, WAL)
 
     def _probe(self) -> None:
         """Looks after the stream on a connection of its own, and ends a segment that nothing more will go to."""
@@ -210,6 +217,15 @@ class Committer:
         if not error and not self._is_available:
             logger.warning(log.line("redis_available"))
         self._is_available = error is None
+
+
+def _confirm(group: list[_Waiting], durability: str) -> None:
+    for _, result in group:
+        result.set(durability)
+    counts = [batch.count for batch, _ in group if batch]
+    if counts:
+        metric.accepted_batches.labels(durability).inc(len(counts))
+        metric.accepted_events.labels(durability).inc(sum(counts))
 
 
 def _fail(group: list[_Waiting], error: NotDurable) -> None:

@@ -43,10 +43,17 @@ class Ready:
 class CountStatus:
     """Middleware that counts the answers to `/ingest`."""
 
+    def __init__(self) -> None:
+        self._counts: dict[int, Any] = {}
+
     def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         """Counts one answer, whatever made it."""
         if req.path == "/ingest":
-            metric.requests.labels(resp.status_code).inc()
+            status = resp.status_code
+            count = self._counts.get(status)
+            if count is None:
+                count = self._counts[status] = metric.requests.labels(status)
+            count.inc()
 
 
 def create_app(committer: Committer, appender: Appender, settings: Settings) -> "falcon.App[Request, Response]":

@@ -50,7 +50,10 @@ class Suspect(Exception):
 
 def has_stand_in(body: bytes) -> bool:
     """Tells whether a body, JSON or text, may hold a character that `encode` uses as a stand-in."""
-    return any(stand_in in body for stand_in in _STAND_INS)
+    for stand_in in _STAND_INS:  # Not `any(...)`: a generator costs more than the search.
+        if stand_in in body:
+            return True
+    return False
 
 
 _JSON = msgspec.json.Encoder()

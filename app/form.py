@@ -83,7 +83,7 @@ def _encoded(
 ) -> tuple[int, bytes]:
     if form.is_json:
         _check_values(body)
-    texts = "".join(str(value) for _, value in defaults).encode()
+    texts = "".join(str(value) for _, value in defaults).encode() if defaults else b""
     if not event.has_stand_in(body) and not event.has_stand_in(texts):
         try:
             events = _counted(form.quick(body, limits), limits.max_events)

@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import lru_cache
 
 import falcon
 import gevent
@@ -37,46 +37,34 @@ class Ingest:
         self._appender = appender
         self._settings = settings
         self._limits = Limits(settings.max_events, settings.max_event_bytes, settings.max_decoded_bytes)
-        self._held_bytes = 0
+        self._room = _Room(settings.max_inflight_bytes)
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Takes a request; see `ops/REFERENCE.md` for forms, limits and status codes."""
         now_ns, started = time.time_ns(), time.monotonic()
+        hold = _Hold(self._room)
         try:
-            with self._holding() as hold:
-                sent = self._read(req, hold)
-                accepted = self._batch(req, sent, now_ns)
-                hold(len(accepted.payload))
-                durability = self._commit(accepted)
+            sent = self._read(req, hold)
+            accepted = self._batch(req, sent, now_ns)
+            hold(len(accepted.payload))
+            durability = self._committer.commit(accepted)  # HANDOVER 1 or 2
             metric.body_bytes.inc(len(sent))
             self._acknowledge(resp, accepted, durability)
         except Rejected as error:
             metric.rejected.labels(error.cause).inc()
             raise
         finally:
+            hold.release()
             metric.request_seconds.observe(time.monotonic() - started)
-
-    @contextmanager
-    def _holding(self) -> Iterator[Callable[[int], None]]:
-        """Counts what a request holds as it comes, not as it is announced: announcing costs a client nothing."""
-        held = 0
-
-        def hold(size: int) -> None:
-            nonlocal held
-            if self._held_bytes + size > self._settings.max_inflight_bytes:
-                raise NotDurable("inflight", f"{self._held_bytes} bytes of requests are in flight; send it again")
-            held += size
-            self._held_bytes += size
-
-        try:
-            yield hold
-        finally:
-            self._held_bytes -= held
 
     def _read(self, req: Request, hold: Callable[[int], None]) -> bytes:
         coding = req.env.get("HTTP_TRANSFER_ENCODING")
         if coding is not None and coding.strip().lower() != "chunked":
             raise Rejected(400, "transfer_encoding", "Transfer-Encoding is allowed to be chunked, and nothing else")
+        whole: bytes | None = req.env.get("spillway.body")  # the request loop's, where there was nothing to wait for
+        if whole is not None and len(whole) <= self._settings.max_body_bytes:
+            hold(len(whole))
+            return whole
         length = None if coding else req.content_length or 0
         try:
             with gevent.Timeout(self._settings.body_timeout_s):
@@ -89,10 +77,10 @@ class Ingest:
 
     def _batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
         form_of_body = _form(req.content_type)
-        key = req.get_header("Idempotency-Key")
+        key = req.env.get("HTTP_IDEMPOTENCY_KEY")
         if key is not None and not _KEY.fullmatch(key):
             raise Rejected(400, "idempotency_key", "Idempotency-Key is 1 to 255 printable ASCII characters")
-        encoding = (req.get_header("Content-Encoding") or "").strip().lower()
+        encoding = req.env.get("HTTP_CONTENT_ENCODING", "").strip().lower()
         text = body.decompress(sent, encoding, self._settings.max_decoded_bytes)
         batch_id = batch.new_id() if key is None else batch.id_of_key(key)
         made = form.to_batch(form_of_body, text, _defaults(req), batch_id, now_ns, self._limits)
@@ -101,13 +89,7 @@ class Ingest:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")
         return made
 
-    def _commit(self, accepted: batch.Batch) -> str:
-        with metric.commit_seconds.time():
-            return self._committer.commit(accepted)  # HANDOVER 1 or 2
-
     def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
-        metric.accepted_batches.labels(durability).inc()
-        metric.accepted_events.labels(durability).inc(accepted.count)
         answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": durability}
         if durability == STREAM and self._appender.fsync != "always":
             answer["redis_fsync"] = self._appender.fsync
@@ -116,6 +98,35 @@ class Ingest:
         resp.data = msgspec.json.encode(answer)
 
 
+class _Room:
+    """Bytes that requests hold at the same time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+
+
+class _Hold:
+    """Counts what one request holds as it comes, not as it is announced: announcing costs a client nothing."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._bytes = 0
+
+    def __call__(self, size: int) -> None:
+        """Takes room for more; raises NotDurable where there is none."""
+        room = self._room
+        if room.held_bytes + size > room.max_bytes:
+            raise NotDurable("inflight", f"{room.held_bytes} bytes of requests are in flight; send it again")
+        self._bytes += size
+        room.held_bytes += size
+
+    def release(self) -> None:
+        """Gives it all back."""
+        self._room.held_bytes -= self._bytes
+
+
+@lru_cache(256)
 def _form(content_type: str | None) -> Form:
     media_type, _, parameters = (content_type or "application/json").lower().partition(";")
     found = FORMS.get(media_type.strip())
@@ -128,6 +139,8 @@ def _form(content_type: str | None) -> Form:
 
 
 def _defaults(req: Request) -> Defaults:
+    if not req.query_string:
+        return []
     defaults: list[tuple[str, str | int]] = []
     for name, value in req.params.items():
         if name not in _DEFAULTS:

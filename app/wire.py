@@ -105,8 +105,10 @@ class Wire:
                 self._hub.switch()
             finally:
                 self._readable.stop()
-            with suppress(BlockingIOError):
+            try:
                 return os.read(self._descriptor, max_bytes)
+            except BlockingIOError:
+                continue  # A wake-up for nothing.
 
     def _send_rest(self, rest: memoryview) -> None:
         self.deadline, self._is_sending = time.monotonic() + _SEND_TIMEOUT_S, True

@@ -7,6 +7,7 @@ Gunicorn's master imports this module, before it forks and without patching: not
 imported here, nor prometheus_client, which would take the master's pid for all workers'.
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._connections: set[Any] = set()
         self._connect = self._make_connect()
         self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        gc.freeze()  # What was loaded stays; to look through it again and again would stop every request for a while.
         acceptors = [gevent.spawn(self._accept, listener) for listener in self.sockets]
         while self.alive:
             self._tick()
