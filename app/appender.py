@@ -116,7 +116,8 @@ class Appender:
         if not batches:
             self._called(("PING",))
         # Small ones together: a call for each batch would cost more than all else here.
-        packed = self._connection.pack_commands([("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches])
+        commands = [("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches]
+        packed = self._connection.pack_commands(commands)
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command(packed)
         return [self._reply() for _ in batches]

@@ -68,6 +68,8 @@ class Head:
         except HttpParserUpgrade:
             pass  # No other protocol is spoken here: it is served as if it had not asked.
         except HttpParserError as error:
+            if coding := environ.get("HTTP_TRANSFER_ENCODING"):
+                _check_coding(coding, True, None)  # to be told apart by its status
             raise malformed(str(error)) from error
         if self._repeated:
             raise malformed(f"{self._repeated[0]} is given more than once")

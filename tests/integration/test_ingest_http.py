@@ -11,17 +11,19 @@ import pytest
 import redis
 
 from app import stream
-from tests.edge import Edge
+from tests.edge import WORKER_CLASSES, Edge
 
 MIB = 1 << 20
 EVENT = b'{"message":"m"}'
 JSON, LINES, TEXT = "application/json", "application/x-ndjson", "text/plain"
 
 
-@pytest.fixture(scope="module")
-def running(shared_redis, tmp_path_factory):
+@pytest.fixture(scope="module", params=WORKER_CLASSES)
+def running(request, shared_redis, tmp_path_factory):
     # The largest bodies take their time to a busy disk, and that is not what is tested here.
-    edge = Edge(shared_redis.url, tmp_path_factory.mktemp("edge"), SPILLWAY_REDIS_DEADLINE_MS="30000")
+    edge = Edge(
+        shared_redis.url, tmp_path_factory.mktemp("edge"), request.param, SPILLWAY_REDIS_DEADLINE_MS="30000",
+    )
     yield edge
     edge.stop()
 

@@ -11,7 +11,7 @@ import redis
 
 from app import stream
 from app.body import zstd
-from tests.edge import Edge
+from tests.edge import WORKER_CLASSES, Edge
 
 MIB = 1 << 20
 EVENT = b'{"message":"m"}'
@@ -21,10 +21,10 @@ CLOSE = b"Connection: close\r\n"
 SIZED = HEAD + CLOSE + b"Content-Length: %d\r\n\r\n%s"
 
 
-@pytest.fixture(scope="module")
-def running(shared_redis, tmp_path_factory):
+@pytest.fixture(scope="module", params=WORKER_CLASSES)
+def running(request, shared_redis, tmp_path_factory):
     edge = Edge(
-        shared_redis.url, tmp_path_factory.mktemp("edge"),
+        shared_redis.url, tmp_path_factory.mktemp("edge"), request.param,
         SPILLWAY_BODY_TIMEOUT_S="1", SPILLWAY_REDIS_DEADLINE_MS="30000", SPILLWAY_MAX_INFLIGHT_BYTES=str(32 * MIB),
     )
     yield edge
@@ -72,35 +72,6 @@ def parsed(received):
 def test_a_body_that_is_cut_short_malformed_or_too_large_is_refused(edge, client, sent, status):
     assert parsed(edge.raw(sent, is_half_closed=True)) == status
     assert client.xlen(stream.STREAM) == 0
-
-
-@pytest.mark.parametrize("sent", [
-    HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 15\r\n\r\nf\r\n" + EVENT + b"\r\n0\r\n\r\n",
-    HEAD + b"Content-Length: 15\r\nTransfer-Encoding: chunked\r\n\r\nf\r\n" + EVENT + b"\r\n0\r\n\r\n",
-    HEAD + b"Content-Length: 15\r\nContent-Length: 15\r\n\r\n" + EVENT,
-    HEAD + b"Content-Length: 15\r\nContent-Length: 3\r\n\r\n" + EVENT, HEAD + b"Content-Length: -1\r\n\r\n" + EVENT,
-    HEAD + b"Content-Length: +15\r\n\r\n" + EVENT, HEAD + b"Content-Length: 0x0f\r\n\r\n" + EVENT,
-    HEAD + b"Content-Length : 15\r\n\r\n" + EVENT, HEAD + b"X-A: 1\r\n 2\r\nContent-Length: 15\r\n\r\n" + EVENT,
-    HEAD + b"X-A: \x00\r\nContent-Length: 15\r\n\r\n" + EVENT,
-    CHUNKED + b"Transfer-Encoding: chunked\r\n\r\nf\r\n" + EVENT + b"\r\n0\r\n\r\n",
-    HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\nf\r\n" + EVENT + b"\r\n0\r\n\r\n",
-    HEAD + b"Content-Type: text/plain\r\nContent-Length: 15\r\n\r\n" + EVENT,
-    b"POST /ingest HTTP/1.1\nHost: x\nContent-Length: 15\n\n" + EVENT, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-], ids=lambda value: ascii(value)[-60:])
-def test_a_request_that_two_readers_could_cut_differently_is_refused_and_the_connection_closed(edge, client, sent):
-    # A second request behind it must not be read out of the first one's body.
-    assert parsed(edge.raw(sent + SIZED % (15, EVENT), is_half_closed=True))[0] == 400
-    assert client.xlen(stream.STREAM) == 0
-
-
-@pytest.mark.parametrize("body", [
-    b"f\r\n" + EVENT + b"\r\n0\r\n\r\n", b"f;a=b\r\n" + EVENT + b"\r\n0\r\nX-Trailer: 1\r\n\r\n",
-    b"".join(b"1\r\n%c\r\n" % byte for byte in EVENT) + b"0\r\n\r\n",
-])
-def test_a_chunked_body_is_taken_whole(edge, client, body):
-    assert parsed(edge.raw(CHUNKED + CLOSE + b"\r\n" + body))[0] == 202
-    (_, entry), = client.xrange(stream.STREAM)
-    assert stream.batch_of(entry).payload.split(b"\t")[8] == b"m"
 
 
 @pytest.mark.parametrize("sent", [
