@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from types import TracebackType
@@ -57,9 +57,9 @@ class Answer:
         self.status, self.headers = status, headers
         return self._written.append
 
-    def whole(self, pieces: list[bytes], framing: Framing) -> bytes:
+    def whole(self, pieces: Sequence[bytes], framing: Framing) -> bytes:
         """Returns the answer with all of its body."""
-        content = b"".join(self._written + pieces if self._written else pieces)
+        content = b"".join([*self._written, *pieces])
         if framing.is_head or self.status[:3] in _BODILESS:
             return self.head(framing, None)
         return self.head(framing, len(content)) + content
@@ -83,7 +83,10 @@ class Answer:
 
         Raises:
             ValueError: A line of the app's would make two.
+            AssertionError: The app has not started its answer.
         """
+        if not self.status:
+            raise AssertionError("the app has not started its answer")
         lines = [f"{name}: {value}\r\n" for name, value in self.headers if name.lower() not in _HOP_BY_HOP]
         text = f"HTTP/1.1 {self.status}\r\n{''.join(lines)}"
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or "\0" in text:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ class Terms:
         app: The WSGI application.
         limits: Of a head.
         head_timeout_s: Longest that a head may take, from its first byte.
-        idle_timeout_s: Longest that a connection may wait for its next request.
+        idle_timeout_s: Longest that a connection may wait for its next request; 0: it gets none.
         body_timeout_s: Longest that a body may take, from the end of its head.
         count: Counts a request; tells whether others may follow it.
         note: Writes a line of the access log; None: there is none.
@@ -72,6 +73,7 @@ class Connection:
         self._keeps_alive = True
         self._is_lingering = False
         self._has_begun = False
+        self._has_served = False
 
     def serve(self) -> None:
         """Serves requests until either side ends."""
@@ -107,7 +109,8 @@ class Connection:
     def _await_head(self) -> int:
         wire, terms = self.wire, self._terms
         self.is_idle = not wire.buffer
-        deadline = time.monotonic() + (terms.idle_timeout_s if self.is_idle else terms.head_timeout_s)
+        is_waiting_again = self.is_idle and self._has_served
+        deadline = time.monotonic() + (terms.idle_timeout_s if is_waiting_again else terms.head_timeout_s)
         while piece := wire.receive(deadline):
             if self.is_idle:
                 self.is_idle, deadline = False, time.monotonic() + terms.head_timeout_s
@@ -129,7 +132,7 @@ class Connection:
         head = Head(text, self._environ.copy(), terms.limits)
         environ = head.environ
         body = self._body(head, started)
-        may_follow = terms.count() and head.keeps_alive
+        may_follow = terms.count() and head.keeps_alive and terms.idle_timeout_s > 0
         answer = Answer()
         result = terms.app(environ, answer.start)
         try:
@@ -142,21 +145,24 @@ class Connection:
         finally:
             if hasattr(result, "close"):
                 result.close()
+        self._has_served = True
         if terms.note:
             _note(terms.note, answer, environ, sent_bytes, time.monotonic() - started)
 
     def _send(self, answer: Answer, result: Iterable[bytes], framing: Framing) -> int:
         """Sends an answer, in one call where its body is there; returns the bytes of the body."""
-        if isinstance(result, list):
+        if isinstance(result, list | tuple):
             self.wire.send(answer.whole(result, framing))
             return sum(map(len, result))
+        pieces = iter(result)
+        first = next(pieces, b"")  # An app may not start its answer before it is asked for the body.
         if answer.ends_with_connection(framing):
             self._keeps_alive, framing = False, framing._replace(keeps_alive=False)
         begin, is_chunked = answer.begun(framing)
         self._has_begun = True
         self.wire.send(begin)
         sent_bytes = 0
-        for piece in result if answer.may_have_body(framing) else ():
+        for piece in chain((first,), pieces) if answer.may_have_body(framing) else ():
             if piece:
                 self.wire.send(chunk(piece) if is_chunked else piece)
                 sent_bytes += len(piece)

@@ -79,7 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     header_timeout_s: Annotated[
         int, Meta(ge=1, le=600), _doc("Longest that a request's head may take to arrive, s.")
     ] = 10
-    body_timeout_s: Annotated[int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, s.")] = 30
+    body_timeout_s: Annotated[
+        int, Meta(ge=1, le=600), _doc("Longest that a body may take to arrive, and an answer to be read, s.")
+    ] = 30
     max_body_bytes: Annotated[Bytes, _doc("Largest body as sent.")] = 8 * MIB
     max_decoded_bytes: Annotated[Bytes, _doc("Largest body decompressed.")] = 64 * MIB
     max_events: Annotated[int, Meta(ge=1, le=1_000_000), _doc("Most events in a request.")] = 10_000

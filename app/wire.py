@@ -15,7 +15,6 @@ from contextlib import suppress
 from gevent import get_hub, getcurrent
 
 PIECE_BYTES = 1 << 16  # most that is received at a time, and so that is held of requests sent ahead
-_SEND_TIMEOUT_S = 30
 _LINGER_S = 2
 _LINGER_BYTES = 64 << 20
 
@@ -25,6 +24,7 @@ class Wire:
 
     Args:
         sock: A socket of gevent's, connected.
+        send_timeout_s: Longest that the client may take to read what is sent to it at a time.
 
     Attributes:
         buffer: What was received and is not used yet.
@@ -32,11 +32,12 @@ class Wire:
         is_expired: A wait was ended; nothing more is received.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, send_timeout_s: float) -> None:
         self.buffer = b""
         self.deadline = math.inf
         self.is_expired = False
         self._socket = sock
+        self._send_timeout_s = send_timeout_s
         self._is_sending = False
         self._descriptor = sock.fileno()
         self._hub = get_hub()
@@ -111,7 +112,7 @@ class Wire:
                 continue  # A wake-up for nothing.
 
     def _send_rest(self, rest: memoryview) -> None:
-        self.deadline, self._is_sending = time.monotonic() + _SEND_TIMEOUT_S, True
+        self.deadline, self._is_sending = time.monotonic() + self._send_timeout_s, True
         try:
             self._socket.sendall(rest)
         finally:
@@ -129,12 +130,12 @@ class SecureWire(Wire):
 
     Args:
         sock: A socket of gevent's, connected.
+        send_timeout_s: Longest that the client may take to read what is sent to it at a time.
         context: Of the server; the handshake is made with the first bytes.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        super().__init__(sock)
-        self._plain = sock
+    def __init__(self, sock: socket.socket, send_timeout_s: float, context: ssl.SSLContext) -> None:
+        super().__init__(sock, send_timeout_s)
         self._socket = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self._descriptor = self._socket.fileno()
 

@@ -56,6 +56,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._stopping = Event()
         self._pool = Pool(self.worker_connections)
         self._connections: set[Any] = set()
+        self._settings = Settings.from_env(os.environ)
         self._connect = self._make_connect()
         self._tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         gc.freeze()  # What was loaded stays; to look through it again and again would stop every request for a while.
@@ -74,7 +75,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _make_connect(self) -> Callable[..., Any]:
         # Not above: the master would import Falcon and prometheus_client with it.
         from app import connection, head
-        cfg, settings = self.cfg, Settings.from_env(os.environ)
+        cfg, settings = self.cfg, self._settings
         return partial(connection.Connection, terms=connection.Terms(
             self.wsgi,
             head.Limits(cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size),
@@ -119,7 +120,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _serve(self, client: socket.socket, address: Any, listener_name: Any) -> None:
-        wire = SecureWire(client, self._tls) if self._tls else Wire(client)
+        timeout_s = self._settings.body_timeout_s
+        wire = SecureWire(client, timeout_s, self._tls) if self._tls else Wire(client, timeout_s)
         connection = self._connect(wire, self._environ(address, listener_name))
         self._connections.add(connection)
         try:
