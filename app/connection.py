@@ -132,10 +132,11 @@ class Connection:
         head = Head(text, self._environ.copy(), terms.limits)
         environ = head.environ
         body = self._body(head, started)
-        may_follow = terms.count() and head.keeps_alive and terms.idle_timeout_s > 0
         answer = Answer()
         result = terms.app(environ, answer.start)
         try:
+            # Asked now: the worker may have been told to stop meanwhile.
+            may_follow = terms.count() and head.keeps_alive and terms.idle_timeout_s > 0
             # Where the next request begins is known only behind the end of this one.
             self._keeps_alive = may_follow and (body is None or body.is_done) and not self.wire.is_expired
             self._is_lingering = head.keeps_alive or body is not None and not body.is_done

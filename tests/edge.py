@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from contextlib import closing, contextmanager, suppress
@@ -37,10 +38,11 @@ class Edge:
         directory: Empty; takes the log and the metrics.
         worker_class: As `SPILLWAY_WORKER_CLASS`.
         options: For gunicorn.
+        is_tls: Whether the options make it speak TLS.
         settings: By their names in the environment.
     """
 
-    def __init__(self, redis_url, directory, worker_class="spillway", options=(), **settings):
+    def __init__(self, redis_url, directory, worker_class="spillway", options=(), is_tls=False, **settings):
         self.metrics_dir = directory / "metrics"
         self.metrics_dir.mkdir()
         self._log = directory / "log"
@@ -55,11 +57,16 @@ class Edge:
                  "-k", WORKER_CLASSES[worker_class], *options, "app.edge:get_app()"],
                 cwd=ROOT, stdout=log, stderr=log, env={**kept, "PYTHONPATH": str(ROOT), **environ},
             )
+        self._is_tls = is_tls
         # The kernel picks the port, and gunicorn says which.
-        self.port = int(until(lambda: re.search(r"Listening at: http://127.0.0.1:(\d+)", self.log), "gunicorn")[1])
+        self.port = int(until(lambda: re.search(r"Listening at: https?://127.0.0.1:(\d+)", self.log), "gunicorn")[1])
         until(lambda: self._master.poll() is not None or self.is_live(), "the worker")
         assert self._master.poll() is None, self.log
-        self.pid = self.worker_pid()
+        self.pid = min(self.pids())
+
+    def signal(self, number):
+        """Signals the master."""
+        self._master.send_signal(number)
 
     def stop(self):
         """Ends gunicorn in order."""
@@ -82,8 +89,22 @@ class Edge:
 
     def worker_pid(self):
         """Returns the pid of the only worker."""
+        (pid,) = self.pids()
+        return pid
+
+    def pids(self):
+        """Returns the pids of the workers."""
         children = Path(f"/proc/{self._master.pid}/task/{self._master.pid}/children").read_text()
-        return int(children)
+        return set(map(int, children.split()))
+
+    def connection_count(self, pid=None):
+        """Returns how many clients a worker, or the first one, is connected to."""
+        accepted = {
+            fields[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if (fields := line.split())
+            and fields[1].endswith(f":{self.port:04X}") and fields[3] != "0A"
+        }
+        held = {os.readlink(link) for link in Path(f"/proc/{pid or self.pid}/fd").iterdir() if link.is_symlink()}
+        return len(held & {f"socket:[{inode}]" for inode in accepted})
 
     def peak_bytes(self):
         """Returns the most memory that the worker has had."""
@@ -97,12 +118,19 @@ class Edge:
 
     def request(self, method, path, body=None, headers=None):
         """Sends one request on a connection of its own."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=CLIENT_TIMEOUT_S)) as connection:
+        with closing(self._client()) as connection:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             content = response.read()
             is_json = "json" in (response.getheader("Content-Type") or "")
             return Answer(response.status, response.headers, json.loads(content) if is_json and content else None)
+
+    def _client(self):
+        if not self._is_tls:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=CLIENT_TIMEOUT_S)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=CLIENT_TIMEOUT_S, context=context)
 
     def connection(self):
         """Returns a socket that is connected."""
