@@ -1,4 +1,4 @@
-"""One and the same verdict of both worker classes on what is hostile, or the stricter one; and never two requests of one."""
+"""One verdict of both worker classes on what is hostile, or the stricter one of ours; never two requests out of one."""
 
 import re
 import socket

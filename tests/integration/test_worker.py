@@ -1,4 +1,4 @@
-"""The worker's life on a real gunicorn: stopping, reloading, recycling and being killed under load; deadlines and bounds."""
+"""The worker's life on a real gunicorn: stops, reloads, recycling and kills under load; deadlines and bounds."""
 
 import http.client
 import json
@@ -43,8 +43,7 @@ def start(redis_url, tmp_path):
 class Client(threading.Thread):
     """Posts on one connection, again and again, and opens another one only when it was told that this one ends.
 
-    A connection that is refused has promised nothing. Any other end without an answer is a request that was lost, unless
-    the connection was new to both.
+    A connection that is refused has promised nothing; any other end without an answer is a request that was lost.
     """
 
     def __init__(self, port, is_over):
@@ -56,7 +55,8 @@ class Client(threading.Thread):
     def run(self):
         while not self._is_over.is_set():
             try:
-                with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=CLIENT_TIMEOUT_S)) as connection:
+                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=CLIENT_TIMEOUT_S)
+                with closing(connection):
                     connection.connect()
                     self._post_on(connection)
             except ConnectionRefusedError:
@@ -277,7 +277,8 @@ def test_accesses_are_logged_where_gunicorn_is_told_to(start, options):
 
 
 @pytest.mark.parametrize("options", [
-    ("--proxy-protocol", "v1"), ("--permit-obsolete-folding",), ("--header-map", "dangerous"), ("--casefold-http-method",),
+    ("--proxy-protocol", "v1"), ("--permit-obsolete-folding",), ("--header-map", "dangerous"),
+    ("--casefold-http-method",),
 ])
 def test_what_it_cannot_do_is_refused_at_the_start(options, tmp_path, redis_url):
     done = subprocess.run(

@@ -161,7 +161,8 @@ def test_an_app_may_start_its_answer_with_the_first_piece():
 
 
 def test_hop_by_hop_fields_are_not_for_the_app_to_say():
-    head, _ = split(exchange(answering(headers=[("Connection", "close"), ("Transfer-Encoding", "gzip"), ("Date", "x")]), GET))
+    headers = [("Connection", "close"), ("Transfer-Encoding", "gzip"), ("Date", "x")]
+    head, _ = split(exchange(answering(headers=headers), GET))
     assert b"Connection" not in head and b"gzip" not in head and head.count(b"Date") == 1
 
 
@@ -183,7 +184,8 @@ def test_a_body_that_came_with_its_head_is_one_object():
     ([("readline",), ("read",)], [b"a\n", b"bc\nd"]),
 ])
 @pytest.mark.parametrize("pieces", [
-    (b"Content-Length: 6\r\n\r\n", b"a\nbc\nd"), (b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\na\nb\r\n3\r\nc\nd\r\n0\r\n\r\n"),
+    (b"Content-Length: 6\r\n\r\n", b"a\nbc\nd"),
+    (b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\na\nb\r\n3\r\nc\nd\r\n0\r\n\r\n"),
     (b"Content-Length: 6\r\n\r\na\nbc\nd",), (b"Content-Length: 6\r\n\r\na", b"\nbc\nd"),
 ], ids=["length", "chunks", "whole", "cut"])
 def test_the_input_is_read_as_a_file_is(pieces, calls, expected):
@@ -199,7 +201,9 @@ def test_the_input_is_read_as_a_file_is(pieces, calls, expected):
     assert (seen, received.count(b"200 OK")) == (expected, 1)
 
 
-@pytest.mark.parametrize("sent", [POST, POST + b"1234", POST.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked")])
+@pytest.mark.parametrize("sent", [
+    POST, POST + b"1234", POST.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked"),
+])
 def test_a_body_that_nobody_has_read_ends_the_connection(sent):
     head, content = split(exchange(answering(), sent))
     assert b"Connection: close" in head and content == b"body"
@@ -268,7 +272,8 @@ def test_the_fields_of_the_environ():
         seen.update(environ)
         start_response("200 OK", [])
         return []
-    exchange(app, b"GET / HTTP/1.1\r\nHOST: h\r\nX-A:  1 \t\r\nx-a: 2\r\nX_B: 3\r\nContent-Type: t\r\nX-C:\r\nX-D: \xe9\r\n\r\n")
+    fields = b"HOST: h\r\nX-A:  1 \t\r\nx-a: 2\r\nX_B: 3\r\nContent-Type: t\r\nX-C:\r\nX-D: \xe9\r\n"
+    exchange(app, b"GET / HTTP/1.1\r\n" + fields + b"\r\n")
     assert {name: value for name, value in seen.items() if name.startswith(("HTTP_", "CONTENT"))} == {
         "HTTP_HOST": "h", "HTTP_X_A": "1,2", "CONTENT_TYPE": "t", "HTTP_X_C": "", "HTTP_X_D": "\xe9",
     }
