@@ -87,11 +87,16 @@ class Answer:
         """
         if not self.status:
             raise AssertionError("the app has not started its answer")
-        lines = [f"{name}: {value}\r\n" for name, value in self.headers if name.lower() not in _HOP_BY_HOP]
+        lines, has_length = [], False
+        for name, value in self.headers:
+            lower = name.lower()
+            if lower not in _HOP_BY_HOP:
+                lines.append(f"{name}: {value}\r\n")
+                has_length = has_length or lower == "content-length"
         text = f"HTTP/1.1 {self.status}\r\n{''.join(lines)}"
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or "\0" in text:
             raise ValueError("the app's status or header fields have control characters")
-        if length is not None and not self._has("content-length"):
+        if length is not None and not has_length:
             fields += f"Content-Length: {length}\r\n"
         if not framing.keeps_alive:
             fields += "Connection: close\r\n"

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import gevent
-from gevent.event import AsyncResult, Event
+from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from app import log, metric
 from app.batch import Batch
 from app.errors import NotDurable, StreamUnavailable
+from app.ticket import Ticket, wake
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,6 @@ class Bounds(NamedTuple):
     stream_max_bytes: int
 
 
-_Waiting = tuple[Batch | None, "AsyncResult[str]"]
-
-
 class Committer:
     """Owns the way from a request to a durable store.
 
@@ -78,7 +76,7 @@ class Committer:
         self._prober = prober
         self._bounds = bounds
         self._is_wal_first = is_wal_first
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Ticket] = []
         self._oldest_at = 0.0
         self._has_waiting = Event()
         self._is_available = True
@@ -98,12 +96,12 @@ class Committer:
         Durability:
             Durable on return.
         """
-        result: AsyncResult[str] = AsyncResult()
+        ticket = Ticket(batch)
         if not self._waiting:
             self._oldest_at = time.monotonic()
-        self._waiting.append((batch, result))
-        self._has_waiting.set()
-        return result.get()  # type: ignore[no-any-return]
+            self._has_waiting.set()
+        self._waiting.append(ticket)
+        return ticket.wait()
 
     def _run(self) -> None:
         while True:
@@ -119,11 +117,11 @@ class Committer:
                 logger.exception(log.line("commit_failed"))
                 _fail(group, NotDurable("internal", f"a fault of this service: {error!r}"))
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Ticket]:
         """Takes waiting batches, oldest first, up to the bytes of a group, and at least one."""
         size, count = 0, 0
-        for batch, _ in self._waiting:
-            size += len(batch.payload) if batch else 0
+        for ticket in self._waiting:
+            size += len(ticket.batch.payload) if ticket.batch else 0
             if count and size > _MAX_GROUP_BYTES:
                 break
             count += 1
@@ -133,32 +131,32 @@ class Committer:
         metric.group_batches.observe(count)
         return group
 
-    def _streamed(self, group: list[_Waiting]) -> list[_Waiting]:
+    def _streamed(self, group: list[Ticket]) -> list[Ticket]:
         """Appends a group to the stream, answers what that confirmed, and returns the rest."""
         try:
             with self._stream_turn, gevent.Timeout(self._bounds.deadline_s):
-                outcomes = iter(self._stream.append([batch for batch, _ in group if batch]))
+                outcomes = iter(self._stream.append(_batches(group)))
         except gevent.Timeout:
             self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
             return group
         except StreamUnavailable as error:
             self._note(error)
             return group
-        confirmed: list[_Waiting] = []
-        left: list[_Waiting] = []
+        confirmed: list[Ticket] = []
+        left: list[Ticket] = []
         try:
-            for waiting in group:
-                refusal = next(outcomes) if waiting[0] else None
+            for ticket in group:
+                refusal = next(outcomes) if ticket.batch else None
                 if refusal:
                     self._note(refusal)
-                (left if refusal else confirmed).append(waiting)
+                (left if refusal else confirmed).append(ticket)
         finally:
             _confirm(confirmed, STREAM)
         return left
 
-    def _spilled(self, group: list[_Waiting]) -> None:
+    def _spilled(self, group: list[Ticket]) -> None:
         """Writes what is left of a group to the WAL and answers it."""
-        batches = [batch for batch, _ in group if batch]
+        batches = _batches(group)
         try:
             if batches:
                 self._has_spilled = True
@@ -219,16 +217,21 @@ class Committer:
         self._is_available = error is None
 
 
-def _confirm(group: list[_Waiting], durability: str) -> None:
-    for _, result in group:
-        result.set(durability)
-    counts = [batch.count for batch, _ in group if batch]
-    if counts:
-        metric.accepted_batches.labels(durability).inc(len(counts))
-        metric.accepted_events.labels(durability).inc(sum(counts))
+def _batches(group: list[Ticket]) -> list[Batch]:
+    return [ticket.batch for ticket in group if ticket.batch]
 
 
-def _fail(group: list[_Waiting], error: NotDurable) -> None:
-    for _, result in group:
-        if not result.ready():
-            result.set_exception(error)
+def _confirm(group: list[Ticket], durability: str) -> None:
+    for ticket in group:
+        ticket.settle(durability)
+    wake(group)
+    if batches := _batches(group):
+        metric.accepted_batches.labels(durability).inc(len(batches))
+        metric.accepted_events.labels(durability).inc(sum(batch.count for batch in batches))
+
+
+def _fail(group: list[Ticket], error: NotDurable) -> None:
+    left = [ticket for ticket in group if not ticket.is_done]
+    for ticket in left:
+        ticket.settle("", error)
+    wake(left)

@@ -42,6 +42,7 @@ class Wire:
         self._descriptor = sock.fileno()
         self._hub = get_hub()
         self._readable = self._hub.loop.io(self._descriptor, 1)
+        self._waiter: getcurrent | None = None
 
     def receive(self, deadline: float, max_bytes: int = PIECE_BYTES) -> bytes:
         """Waits for bytes, and lets others run meanwhile also if there are some.
@@ -96,20 +97,32 @@ class Wire:
         with suppress(OSError):
             if is_lingering and not self.is_expired:
                 self._linger()
+        self._readable.stop()
         self._readable.close()
         self._socket.close()
 
     def _received(self, max_bytes: int) -> bytes:
         while True:
-            self._readable.start(getcurrent().switch)
+            self._waiter = getcurrent()
+            if not self._readable.active:
+                self._readable.start(self._wake)
             try:
                 self._hub.switch()
             finally:
-                self._readable.stop()
+                self._waiter = None
             try:
                 return os.read(self._descriptor, max_bytes)
             except BlockingIOError:
                 continue  # A wake-up for nothing.
+
+    def _wake(self) -> None:
+        """Goes on with the greenlet that waits; called by the hub, which goes on looking, as most clients only send
+        when they have their answer.
+        """
+        if self._waiter:
+            self._waiter.switch()
+        else:
+            self._readable.stop()
 
     def _send_rest(self, rest: memoryview) -> None:
         self.deadline, self._is_sending = time.monotonic() + self._send_timeout_s, True
