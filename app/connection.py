@@ -15,10 +15,12 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
+
 from app import log, metric
 from app.answer import LAST_CHUNK, Answer, Framing, chunk, refusal
 from app.errors import Rejected
-from app.head import END, Environ, Head, Limits, check_unfinished
+from app.head import END, Environ, Head, Limits, check_unfinished, read_scheme
 from app.input import Chunked, Input, Sized
 from app.wire import Wire
 
@@ -59,16 +61,18 @@ class Connection:
     Args:
         wire: To it.
         environ: What is the same in every environ of it.
+        scheme_fields: Fields that say whether a proxy was reached by https, and the values that do.
         terms: Of the worker.
 
     Attributes:
         is_idle: It waits for a request of which nothing has come.
     """
 
-    def __init__(self, wire: Wire, environ: Environ, terms: Terms) -> None:
+    def __init__(self, wire: Wire, environ: Environ, scheme_fields: dict[str, str], terms: Terms) -> None:
         self.wire = wire
         self.is_idle = False
         self._environ = environ
+        self._scheme_fields = scheme_fields
         self._terms = terms
         self._keeps_alive = True
         self._is_lingering = False
@@ -101,6 +105,8 @@ class Connection:
         end = wire.buffer.find(END)
         if end < 0:
             end = self._await_head()
+        else:
+            gevent.sleep(0)  # Who sends ahead must not keep others waiting.
         if end < 0:
             return None
         text, wire.buffer = wire.buffer[:end + 4], wire.buffer[end + 4:]
@@ -131,6 +137,8 @@ class Connection:
         terms, started = self._terms, time.monotonic()
         head = Head(text, self._environ.copy(), terms.limits)
         environ = head.environ
+        if self._scheme_fields:
+            read_scheme(environ, self._scheme_fields)
         body = self._body(head, started)
         answer = Answer()
         result = terms.app(environ, answer.start)

@@ -128,6 +128,15 @@ def malformed(detail: str) -> Rejected:
     return Rejected(400, "malformed", detail)
 
 
+def read_scheme(environ: Environ, fields: dict[str, str]) -> None:
+    """Takes a trusted proxy's word for the scheme; refuses two that differ."""
+    found = {"https" if environ[key] == value else "http" for key, value in fields.items() if key in environ}
+    if len(found) > 1:
+        raise malformed("the fields that tell the scheme contradict each other")
+    if found:
+        environ["wsgi.url_scheme"] = found.pop()
+
+
 def check_unfinished(text: bytes, limits: Limits) -> None:
     """Refuses the beginning of a head that can never become one, however it goes on."""
     if text.count(b"\n") != text.count(b"\r\n"):

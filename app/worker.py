@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import gevent
@@ -42,18 +43,21 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """The worker class."""
 
     alive: bool
+    _stopping: Event | None = None
 
     def init_process(self) -> None:
         """Checks gunicorn's settings; patches and runs."""
         given, default = self.cfg.settings, Config().settings
         wrong = [name for name in _UNSUPPORTED if name in given and given[name].get() != default[name].get()]
+        if os.environ.get("SCRIPT_NAME"):
+            wrong.append("SCRIPT_NAME")
         if wrong:
             raise SettingError(f"gunicorn's {', '.join(wrong)} cannot be set with SPILLWAY_WORKER_CLASS=spillway")
         super().init_process()
 
     def run(self) -> None:
         """Serves until it is told to stop; then answers what is in flight, within gunicorn's `graceful_timeout`."""
-        self._stopping = Event()
+        self._stopping = stopping = Event()
         self._pool = Pool(self.worker_connections)
         self._connections: set[Any] = set()
         self._settings = Settings.from_env(os.environ)
@@ -63,14 +67,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         acceptors = [gevent.spawn(self._accept, listener) for listener in self.sockets]
         while self.alive:
             self._tick()
-            self._stopping.wait(_TICK_S)
+            stopping.wait(_TICK_S)
         gevent.killall(acceptors)
         self._stop()
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Stops, at once if there is nothing to wait for."""
         super().handle_exit(sig, frame)
-        self._stopping.set()
+        self._stop_waiting()
 
     def _make_connect(self) -> Callable[..., Any]:
         # Not above: the master would import Falcon and prometheus_client with it.
@@ -78,7 +82,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         cfg, settings = self.cfg, self._settings
         return partial(connection.Connection, terms=connection.Terms(
             self.wsgi,
-            head.Limits(cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size),
+            head.Limits(*(
+                limit or head.MAX_BYTES  # gunicorn's 0: none
+                for limit in (cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size)
+            )),
             settings.header_timeout_s, cfg.keepalive, settings.body_timeout_s, self._count,
             self.log.access if _has_access_log(cfg) else None,
         ))
@@ -88,8 +95,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-            self._stopping.set()
+            self._stop_waiting()
         return bool(self.alive)
+
+    def _stop_waiting(self) -> None:
+        if self._stopping:  # A signal may come before anything runs.
+            self._stopping.set()
 
     def _tick(self) -> None:
         """Shows the arbiter that the hub runs, and ends the waits that have taken too long."""
@@ -122,7 +133,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _serve(self, client: socket.socket, address: Any, listener_name: Any) -> None:
         timeout_s = self._settings.body_timeout_s
         wire = SecureWire(client, timeout_s, self._tls) if self._tls else Wire(client, timeout_s)
-        connection = self._connect(wire, self._environ(address, listener_name))
+        connection = self._connect(wire, self._environ(address, listener_name), self._scheme_fields(address))
         self._connections.add(connection)
         try:
             connection.serve()
@@ -138,6 +149,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
             "SCRIPT_NAME": "", "SERVER_NAME": host, "SERVER_PORT": str(port),
             "REMOTE_ADDR": peer, "REMOTE_PORT": str(peer_port),
         }
+
+    def _scheme_fields(self, address: Any) -> dict[str, str]:
+        """Returns the fields that tell a trusted peer's scheme, by their keys in the environ, with what says https."""
+        trusted = self.cfg.forwarded_allow_ips
+        if isinstance(address, tuple) and "*" not in trusted and not any(
+            ip_address(address[0]) in network for network in self.cfg.forwarded_allow_networks()
+        ):
+            return {}
+        return {f"HTTP_{name.replace('-', '_')}": value for name, value in self.cfg.secure_scheme_headers.items()}
 
     def _stop(self) -> None:
         """Answers what is in flight, and what comes on connections that are in use; ends those that are idle."""

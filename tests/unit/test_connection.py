@@ -3,6 +3,8 @@
 import math
 import re
 import socket as blocking
+import subprocess
+import sys
 from contextlib import closing, contextmanager
 
 import gevent
@@ -12,6 +14,7 @@ from gevent import socket
 from app.connection import WHOLE, Connection, Terms
 from app.head import Limits
 from app.wire import Wire
+from tests.journal import ROOT
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -20,7 +23,7 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 
 
 @contextmanager
-def client(app, counts=math.inf, notes=None, idle_timeout_s=5):
+def client(app, counts=math.inf, notes=None, idle_timeout_s=5, scheme_fields=None):
     """A socket of which the other end is served."""
     served = []
 
@@ -30,7 +33,7 @@ def client(app, counts=math.inf, notes=None, idle_timeout_s=5):
 
     terms = Terms(app, Limits(2048, 40, 4096), 5, idle_timeout_s, 5, count, notes)
     here, there = socket.socketpair()
-    connection = Connection(Wire(there, 5), {"SCRIPT_NAME": ""}, terms)
+    connection = Connection(Wire(there, 5), {"wsgi.url_scheme": "http"}, scheme_fields or {}, terms)
     greenlet = gevent.spawn(connection.serve)
     with closing(here):
         here.settimeout(10)
@@ -277,3 +280,33 @@ def test_the_fields_of_the_environ():
     assert {name: value for name, value in seen.items() if name.startswith(("HTTP_", "CONTENT"))} == {
         "HTTP_HOST": "h", "HTTP_X_A": "1,2", "CONTENT_TYPE": "t", "HTTP_X_C": "", "HTTP_X_D": "\xe9",
     }
+
+
+@pytest.mark.parametrize(("fields", "scheme"), [
+    (b"", "http"), (b"X-Forwarded-Proto: https\r\n", "https"), (b"X-Forwarded-Proto: http\r\n", "http"),
+    (b"X-Forwarded-Ssl: on\r\nX-Forwarded-Proto: https\r\n", "https"), (b"X_Forwarded_Proto: https\r\n", "http"),
+    (b"X-Forwarded-Ssl: off\r\nX-Forwarded-Proto: https\r\n", None),
+])
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_trusted_proxy_tells_the_scheme(fields, scheme, is_trusted):
+    seen = []
+
+    def app(environ, start_response):
+        seen.append(environ["wsgi.url_scheme"])
+        start_response("200 OK", [])
+        return []
+    trusted = {"HTTP_X_FORWARDED_PROTO": "https", "HTTP_X_FORWARDED_SSL": "on"} if is_trusted else {}
+    received = exchange(app, GET[:-2] + fields + b"\r\n", scheme_fields=trusted)
+    if is_trusted and scheme is None:
+        assert received.startswith(b"HTTP/1.1 400 ")
+    else:
+        assert seen == [scheme if is_trusted else "http"]
+
+
+def test_the_master_imports_nothing_that_must_not_be_imported_unpatched():
+    """Gunicorn's master imports the worker class before it forks, and patches nothing."""
+    code = (
+        "import sys, app.worker; found = {'redis', 'prometheus_client', 'falcon', 'psycopg2'} & set(sys.modules); "
+        "sys.exit(f'{found} are imported' if found else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
