@@ -15,7 +15,7 @@ request_seconds = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 commit_seconds = Histogram(
-    "ingest_commit_seconds", "From an encoded batch to its confirmation.",
+    "ingest_commit_seconds", "From the first batch that waits for a group to its end.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 wal_write_seconds = Histogram(

@@ -132,7 +132,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _serve(self, client: socket.socket, address: Any, listener_name: Any) -> None:
         timeout_s = self._settings.body_timeout_s
-        wire = SecureWire(client, timeout_s, self._tls) if self._tls else Wire(client, timeout_s)
+        try:
+            wire = SecureWire(client, timeout_s, self._tls) if self._tls else Wire(client, timeout_s)
+        except OSError:
+            return client.close()  # It is gone before TLS could begin.
         connection = self._connect(wire, self._environ(address, listener_name), self._scheme_fields(address))
         self._connections.add(connection)
         try:

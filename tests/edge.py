@@ -85,7 +85,7 @@ class Edge:
         yield
         assert self.request("GET", "/readyz").status == 200
         assert self.worker_pid() == self.pid
-        assert not {"request_failed", "commit_failed"} & set(self.log[logged:].split())
+        assert not {"request_failed", "commit_failed", "connection_failed"} & set(self.log[logged:].split())
 
     def worker_pid(self):
         """Returns the pid of the only worker."""
