@@ -135,7 +135,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             wire = SecureWire(client, timeout_s, self._tls) if self._tls else Wire(client, timeout_s)
         except OSError:
-            return client.close()  # It is gone before TLS could begin.
+            client.close()  # It is gone before TLS could begin.
+            return
         connection = self._connect(wire, self._environ(address, listener_name), self._scheme_fields(address))
         self._connections.add(connection)
         try:
