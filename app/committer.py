@@ -87,8 +87,12 @@ class Committer:
         spawn(self._run)
         spawn(self._probe)
 
-    def commit(self, batch: Batch | None) -> str:
+    def commit(self, batch: Batch | None, sent_bytes: int = 0) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
+
+        Args:
+            batch: To be stored.
+            sent_bytes: The body that it was made of, as sent; for the metrics.
 
         Raises:
             NotDurable: Nothing did; whether it is stored is unknown.
@@ -96,7 +100,7 @@ class Committer:
         Durability:
             Durable on return.
         """
-        ticket = Ticket(batch)
+        ticket = Ticket(batch, sent_bytes)
         if not self._waiting:
             self._oldest_at = time.monotonic()
             self._has_waiting.set()
@@ -228,6 +232,7 @@ def _confirm(group: list[Ticket], durability: str) -> None:
     if batches := _batches(group):
         metric.accepted_batches.labels(durability).inc(len(batches))
         metric.accepted_events.labels(durability).inc(sum(batch.count for batch in batches))
+        metric.body_bytes.inc(sum(ticket.sent_bytes for ticket in group))
 
 
 def _fail(group: list[Ticket], error: NotDurable) -> None:

@@ -47,8 +47,7 @@ class Ingest:
             sent = self._read(req, hold)
             accepted = self._batch(req, sent, now_ns)
             hold(len(accepted.payload))
-            durability = self._committer.commit(accepted)  # HANDOVER 1 or 2
-            metric.body_bytes.inc(len(sent))
+            durability = self._committer.commit(accepted, len(sent))  # HANDOVER 1 or 2
             self._acknowledge(resp, accepted, durability)
         except Rejected as error:
             metric.rejected.labels(error.cause).inc()
