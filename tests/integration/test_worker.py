@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 import redis
@@ -160,7 +160,8 @@ def test_what_does_not_come_to_its_end_is_cut_off_when_the_time_is_over(start):
         connection.sendall(HEAD + SIZE + b"\r\n" + EVENT[:5])
         until(lambda: edge.connection_count() == 1, "the worker to have it")
         edge.stop()
-        assert "Worker graceful timeout" in edge.log
+        with suppress(ConnectionResetError):
+            assert connection.recv(65536) == b""
 
 
 def test_a_worker_whose_hub_stands_still_is_replaced(start):
@@ -252,12 +253,14 @@ def test_two_workers_share_the_connections(start):
     edge = start("--workers", "2")
     until(lambda: len(edge.pids()) == 2, "two workers")
     with ExitStack() as held:
-        for _ in range(100):
-            connection = held.enter_context(edge.connection())
-            connection.sendall(LIVE)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        counts = [edge.connection_count(pid) for pid in edge.pids()]
-    assert sum(counts) == 100 and min(counts) > 0
+        def both_have_some():
+            connections = [held.enter_context(edge.connection()) for _ in range(20)]
+            for connection in connections:
+                connection.sendall(LIVE)
+            for connection in connections:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            return all(edge.connection_count(pid) for pid in edge.pids())
+        until(both_have_some, "either to have some")
 
 
 def test_refusals_are_counted_by_cause(start):
