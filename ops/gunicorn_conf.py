@@ -1,4 +1,4 @@
-"""Gunicorn's settings for ingest and admin; address, workers, their class and app stand on the command line
+"""Gunicorn's settings for ingest and admin; address, workers, their class for ingest and app stand on the command line
 (`ops/program.py`).
 
 Imports the standard library alone: gevent patches after the fork, and what is imported here would stay unpatched.
@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+worker_class = "gevent"
 worker_connections = 500
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # its heartbeat must not wait for a disk
 preload_app = False
