@@ -18,6 +18,7 @@ from app.ingest import Ingest
 from app.monitor import Monitor
 from app.settings import Settings
 from app.spill import Spill, make_writer
+from app.tally import Tally
 
 
 class Live:
@@ -43,25 +44,23 @@ class Ready:
 class CountStatus:
     """Middleware that counts the answers to `/ingest`."""
 
-    def __init__(self) -> None:
-        self._counts: dict[int, Any] = {}
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
 
     def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         """Counts one answer, whatever made it."""
         if req.path == "/ingest":
-            status = resp.status_code
-            count = self._counts.get(status)
-            if count is None:
-                count = self._counts[status] = metric.requests.labels(status)
-            count.inc()
+            self._tally.count(resp.status_code)
 
 
-def create_app(committer: Committer, appender: Appender, settings: Settings) -> "falcon.App[Request, Response]":
+def create_app(
+    committer: Committer, appender: Appender, settings: Settings, tally: Tally
+) -> "falcon.App[Request, Response]":
     """Returns the WSGI application."""
-    app = falcon.App(middleware=[CountStatus()])
+    app = falcon.App(middleware=[CountStatus(tally)])
     app.req_options.keep_blank_qs_values = True
     problem.install(app)
-    app.add_route("/ingest", Ingest(committer, appender, settings))
+    app.add_route("/ingest", Ingest(committer, appender, settings, tally))
     app.add_route("/livez", Live())
     app.add_route("/readyz", Ready(committer))
     if settings.database_url:
@@ -87,4 +86,6 @@ def get_app() -> "falcon.App[Request, Response]":
     # A thread of its own: the hub's pool also resolves names, and one slow disk would stop that.
     spill = Spill(make_writer(settings), ThreadPool(1).apply)
     committer = Committer(appender, spill, prober, bounds, settings.wal == "always")
-    return create_app(committer, appender, settings)
+    tally = Tally(metric.requests, metric.request_seconds)
+    tally.start()
+    return create_app(committer, appender, settings, tally)

@@ -18,6 +18,7 @@ from app.errors import NotDurable, Rejected
 from app.event import Defaults
 from app.form import FORMS, Form, Limits
 from app.settings import Settings
+from app.tally import Tally
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _DEFAULTS = ("service", "host", "level")
@@ -30,9 +31,11 @@ class Ingest:
         committer: Confirms batches.
         appender: Says how durable the stream is.
         settings: Limits.
+        tally: Told how long each request took.
     """
 
-    def __init__(self, committer: Committer, appender: Appender, settings: Settings) -> None:
+    def __init__(self, committer: Committer, appender: Appender, settings: Settings, tally: Tally) -> None:
+        self._tally = tally
         self._committer = committer
         self._appender = appender
         self._settings = settings
@@ -54,7 +57,7 @@ class Ingest:
             raise
         finally:
             hold.release()
-            metric.request_seconds.observe(time.monotonic() - started)
+            self._tally.observe(time.monotonic() - started)
 
     def _read(self, req: Request, hold: Callable[[int], None]) -> bytes:
         coding = req.env.get("HTTP_TRANSFER_ENCODING")

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Histogram
 
+from app.tally import BulkHistogram
+
 _LOG = ["durability"]
 
 requests = Counter("ingest_requests_total", "Requests to /ingest by status code.", ["status"])
@@ -10,7 +12,7 @@ malformed = Counter("ingest_malformed_requests_total", "Requests refused before 
 accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)
 accepted_events = Counter("ingest_accepted_events_total", "Events acknowledged, by the log that holds them.", _LOG)
 body_bytes = Counter("ingest_body_bytes_total", "Bytes of acknowledged bodies as sent.")
-request_seconds = Histogram(
+request_seconds = BulkHistogram(
     "ingest_request_seconds", "From the request's headers to its answer.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )

@@ -91,11 +91,13 @@ def load(edge, count=8):
             one.join(CLIENT_TIMEOUT_S)
 
 
-def assert_kept(clients, redis_url):
-    """Requires that every request was answered, and that what was acknowledged is in the stream, each once."""
+def assert_kept(edge, clients, redis_url):
+    """Requires that every request was answered and counted, and that what was acknowledged is in the stream, once."""
     assert [error for one in clients for error in one.lost] == []
     answered = [answer for one in clients for answer in one.answered]
     assert {status for status, _ in answered} == {202}
+    until(lambda: edge.metric("ingest_requests_total", status="202") == len(answered), "the last to be counted")
+    assert edge.metric("ingest_request_seconds_count") == len(answered)
     with closing(redis.Redis.from_url(redis_url, protocol=2)) as client:
         stored = [fields[b"batch_id"].decode() for _, fields in client.xrange(stream.STREAM)]
     assert sorted(stored) == sorted(batch_id for _, batch_id in answered)
@@ -108,7 +110,7 @@ def test_a_stop_under_load_answers_every_request(start, redis_url):
         for one in clients:
             one.join(CLIENT_TIMEOUT_S)
             assert not one.is_alive()
-    assert_kept(clients, redis_url)
+    assert_kept(edge, clients, redis_url)
 
 
 def test_reloads_under_load_answer_every_request(start, redis_url):
@@ -119,14 +121,14 @@ def test_reloads_under_load_answer_every_request(start, redis_url):
             edge.signal(signal.SIGHUP)
             until(lambda: len(edge.pids()) == 1 and not before & edge.pids(), "another worker alone")
             until(lambda: sum(len(one.answered) for one in clients) > count + 100, "it to answer")
-    assert_kept(clients, redis_url)
+    assert_kept(edge, clients, redis_url)
 
 
 def test_a_worker_that_has_served_its_requests_is_followed_by_another_and_no_request_is_lost(start, redis_url):
     edge = start("--max-requests", "200", "--max-requests-jitter", "50")
     with load(edge) as clients:
         until(lambda: edge.log.count("Booting worker") > 4, "four more workers")
-    assert_kept(clients, redis_url)
+    assert_kept(edge, clients, redis_url)
 
 
 def test_a_stop_does_not_wait_for_clients_that_want_nothing(start):

@@ -1,0 +1,41 @@
+"""The tally hands over what prometheus_client would have counted by itself, each time once."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from app.tally import BulkHistogram, Tally
+from tests.sample import steady
+
+BOUNDS = (0.001, 0.5, 2)
+
+
+def samples(registry):
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in registry.collect() for sample in family.samples if not sample.name.endswith("_created")
+    }
+
+
+@steady
+@given(rounds=st.lists(st.lists(st.tuples(
+    st.sampled_from([202, 400, 503]),
+    st.sampled_from([*BOUNDS, 0.0, 100.0]) | st.integers(0, 4000).map(lambda number: number / 1024),
+))))
+def test_it_counts_as_one_by_one(rounds):
+    registries = CollectorRegistry(), CollectorRegistry()
+    tally = Tally(Counter("requests", "", ["status"], registry=registries[0]),
+                  BulkHistogram("seconds", "", buckets=BOUNDS, registry=registries[0]))
+    requests = Counter("requests", "", ["status"], registry=registries[1])
+    seconds = Histogram("seconds", "", buckets=BOUNDS, registry=registries[1])
+    for answers in rounds:
+        for status, duration in answers:
+            tally.count(status)
+            tally.observe(duration)
+            requests.labels(status).inc()
+            seconds.observe(duration)
+        tally.flush()
+    found, expected = map(samples, registries)
+    total = "seconds_sum",
+    assert abs(found.pop(total) - expected.pop(total)) < 1e-6
+    assert found == expected
