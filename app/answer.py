@@ -112,7 +112,8 @@ def refusal(error: Rejected) -> Answer:
     """Returns the answer to what the app never sees, and its body in place."""
     answer = Answer()
     phrase = HTTPStatus(error.status).phrase
-    write = answer.start(f"{error.status} {phrase}", [("content-type", problem.MEDIA_TYPE)])
+    again = [("retry-after", "1")] if error.status == HTTPStatus.SERVICE_UNAVAILABLE else []
+    write = answer.start(f"{error.status} {phrase}", [("content-type", problem.MEDIA_TYPE), *again])
     write(problem.document(error.status, error.cause, error.detail))
     return answer
 

@@ -71,7 +71,7 @@ class Ingest:
         try:
             with gevent.Timeout(self._settings.body_timeout_s):
                 return body.read(req.env["wsgi.input"], length, self._settings.max_body_bytes, hold)
-        except gevent.Timeout as error:
+        except (gevent.Timeout, TimeoutError) as error:  # Either may come first; the second is the request loop's.
             raise Rejected(408, "slow_body", f"the body took over {self._settings.body_timeout_s} s") from error
         except (ParseException, OSError) as error:
             # gunicorn closes the connection then: where a next request would start is unknown.

@@ -129,6 +129,7 @@ def test_an_error_may_replace_an_answer_that_has_not_begun():
 def test_a_fault_of_the_app_is_a_503_and_nothing_of_its_answer(app):
     head, content = split(exchange(app, GET + GET))
     assert head.startswith(b"HTTP/1.1 503 ") and b"Connection: close" in head and b"Set-Cookie" not in head
+    assert b"retry-after: 1" in head
     assert b"urn:spillway:problem:internal" in content and b"HTTP/1.1" not in content
 
 
