@@ -42,6 +42,8 @@ class Edge:
         settings: By their names in the environment.
     """
 
+    _is_tls = False
+
     def __init__(self, redis_url, directory, worker_class="spillway", options=(), is_tls=False, **settings):
         self.metrics_dir = directory / "metrics"
         self.metrics_dir.mkdir()
