@@ -64,6 +64,13 @@ def test_a_program_is_given_longer_to_stop_than_its_own_grace_period(tmp_path):
     assert all(config.killasgroup for config in found.values())
 
 
+@pytest.mark.parametrize(("chosen", "name"), [({}, "app.worker.Worker"), ({"worker_class": "gevent"}, "gevent")])
+def test_ingest_has_the_worker_class_of_the_settings_and_admin_gunicorns_own(tmp_path, chosen, name):
+    found = processes(parsed(tmp_path, **chosen))
+    assert f"--worker-class={name} " in found["ingest"].command
+    assert "--worker-class=gevent " in found["admin"].command
+
+
 def test_every_program_writes_to_its_log_itself(tmp_path):
     for config in processes(parsed(tmp_path)).values():
         assert config.command.startswith("/bin/sh -c")
