@@ -91,8 +91,15 @@ class Stack:
             pids = ", ".join(map(str, family.supervisords(self.state)))
             raise StackFailed(f"supervisord (pid {pids or 'none'}) does not answer: {error}") from error
 
-    def start(self, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    def start(
+        self, settings: Settings, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> "subprocess.Popen[bytes]":
         """Starts everything that is not running and returns supervisord; nothing need answer yet.
+
+        Args:
+            settings: Those of the stack.
+            environ: What its programs have in their environment.
+            overrides: By program, what it has there instead.
 
         Raises:
             SettingError: It cannot be started as it is set; nothing was.
@@ -104,7 +111,7 @@ class Stack:
         commands = {name: server.prepare() for name, server in servers.items()}
         facts = self._describe(settings, {name: server.url for name, server in servers.items()})
         secret.write(self._facts, msgspec.json.format(msgspec.json.encode(facts)).decode())
-        secret.write(self._config, supervisor_config.render(settings, commands))
+        secret.write(self._config, supervisor_config.render(settings, commands, overrides or {}))
         return self._launch(settings, facts, environ)
 
     def stop(self) -> bool:

@@ -53,12 +53,12 @@ stopsignal={stopsignal}
 stopwaitsecs={stopwaitsecs}
 stopasgroup={stopasgroup}
 killasgroup=true
+environment={environment}
 """
 
 _POOL = """\
 process_name=consumer-%(process_num)02d
 numprocs={count}
-environment=SPILLWAY_CONSUMER_NAME="{host}-%(process_num)02d"
 """
 
 
@@ -97,12 +97,15 @@ def check(state: Path) -> None:
         raise SettingError(f"SPILLWAY_DATA_DIR={str(state)!r} is not allowed: a path without \" ' ` $ \\ ; # % is")
 
 
-def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
+def render(
+    settings: Settings, servers: Mapping[str, Sequence[str]], overrides: Mapping[str, Mapping[str, str]],
+) -> str:
     """Returns the configuration.
 
     Args:
         settings: Those of the stack.
         servers: The embedded servers' commands by program name; one that is not there is somebody else's.
+        overrides: By program, what it has in its environment instead of what supervisord has.
     """
     commands = {
         **servers,
@@ -112,16 +115,22 @@ def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
         "ingest": program.command("ingest", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
-    parts = [_HEAD.format(user=user), *(_section(name, command, settings) for name, command in commands.items())]
-    pool = _POOL.format(count=settings.consumers, host=settings.consumer_name)
+    parts = [_HEAD.format(user=user), *(
+        _section(name, command, settings, overrides.get(name, {})) for name, command in commands.items()
+    )]
+    pool = _POOL.format(count=settings.consumers)
     return "".join(part + pool if part.startswith("\n[program:consumers]") else part for part in parts)
 
 
-def _section(name: str, command: Sequence[str], settings: Settings) -> str:
+def _section(name: str, command: Sequence[str], settings: Settings, override: Mapping[str, str]) -> str:
     extra_s = settings.sink_timeout_s if name == "consumers" else 0
+    environment = {key: value.replace("%", "%%") for key, value in override.items()}
+    if name == "consumers":
+        environment["SPILLWAY_CONSUMER_NAME"] = f"{settings.consumer_name}-%(process_num)02d"
     return _PROGRAM.format(
         name=name,
         log="consumer-%(process_num)02d" if name == "consumers" else name,
         command=shlex.join(command).replace("%", "%%"),
+        environment=",".join(f'{key}="{value}"' for key, value in environment.items()),
         **vars(replace(_PROGRAMS[name], stopwaitsecs=_PROGRAMS[name].stopwaitsecs + extra_s)),
     )

@@ -12,7 +12,7 @@ from tests import journal
 from tests.edge import Edge
 from tests.journal import until
 from tests.machine import injected
-from tests.proxy import proxied
+from ops.proxy import proxied
 
 MIB = 1 << 20
 

@@ -13,12 +13,12 @@ from ops import program, supervisor_config
 SERVERS = {"redis": ["/opt/100% sure/redis-server", "a b.conf"], "postgres": ["setpriv", "postgres", "-D", "x"]}
 
 
-def parsed(tmp_path, servers=SERVERS, **overrides):
+def parsed(tmp_path, servers=SERVERS, overrides_of=None, **overrides):
     """Returns supervisor's options after reading the rendered file."""
     config = tmp_path / "supervisord.conf"
     (tmp_path / "log").mkdir(parents=True)
     settings = Settings(data_dir=str(tmp_path), consumer_name="web1", **overrides)
-    config.write_text(supervisor_config.render(settings, servers))
+    config.write_text(supervisor_config.render(settings, servers, overrides_of or {}))
     options = ServerOptions()
     options.realize(["-c", str(config)])
     return options
@@ -103,12 +103,22 @@ def test_a_path_too_long_for_a_socket_is_refused_by_name():
 
 def test_supervisord_is_told_that_root_is_meant(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert "\nuser=root\n" in supervisor_config.render(Settings(), {})
+    assert "\nuser=root\n" in supervisor_config.render(Settings(), {}, {})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "user=" not in supervisor_config.render(Settings(), {})
+    assert "user=" not in supervisor_config.render(Settings(), {}, {})
 
 
 def test_a_consumer_is_given_longer_to_stop_than_a_load_may_take():
-    text = supervisor_config.render(Settings(sink_timeout_s=100, claim_idle_s=200), {})
+    text = supervisor_config.render(Settings(sink_timeout_s=100, claim_idle_s=200), {}, {})
     consumers = text.partition("[program:consumers]")[2].partition("[program:")[0]
     assert "stopwaitsecs=115\n" in consumers
+
+
+def test_a_program_may_have_another_environment_than_the_others(tmp_path):
+    url = "redis://:p%40ss@127.0.0.1:1/0"
+    found = processes(parsed(tmp_path, overrides_of={name: {"REDIS_URL": url} for name in ("ingest", "consumers")}))
+    assert found["ingest"].environment == {"REDIS_URL": url}
+    assert found["consumers:consumer-00"].environment == {
+        "REDIS_URL": url, "SPILLWAY_CONSUMER_NAME": "web1-00",
+    }
+    assert not found["replayer"].environment
