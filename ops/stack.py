@@ -91,6 +91,11 @@ class Stack:
             pids = ", ".join(map(str, family.supervisords(self.state)))
             raise StackFailed(f"supervisord (pid {pids or 'none'}) does not answer: {error}") from error
 
+    @property
+    def supervisor(self) -> SupervisorClient:
+        """Its supervisord, running or not."""
+        return self._client
+
     def start(
         self, settings: Settings, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, str]] | None = None,
     ) -> "subprocess.Popen[bytes]":

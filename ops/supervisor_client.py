@@ -65,6 +65,14 @@ class SupervisorClient:
         """Returns every process, by name."""
         return [_process(info) for info in self._rpc.getAllProcessInfo()]
 
+    def start(self, name: str) -> None:
+        """Begins to start a process that does not run."""
+        self._rpc.startProcess(name, False)
+
+    def stop(self, name: str) -> None:
+        """Begins to stop a process that runs, so that it stays down."""
+        self._rpc.stopProcess(name, False)
+
     def shutdown(self) -> None:
         """Begins to stop everything, servers last; supervisord ends when all have."""
         self._rpc.shutdown()
