@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from app.errors import SpillwayError
 from app.settings import Settings
 from ops import scratch
-from ops.chaos import nemesis, page, report
+from ops.chaos import nemesis, report
 from ops.chaos.evidence import Evidence
 from ops.chaos.experiment import EXPERIMENTS, Experiment
 from ops.chaos.fault import FAULTS
@@ -31,6 +32,7 @@ from ops.proxy import Proxy
 from ops.stack import Stack
 
 _NOT_MADE = 2
+_NEEDED = ("locust", "matplotlib")
 _WAL_ROOM = "512m"
 # Short, so that what the checklist waits for comes within the minute.
 _SETTINGS = {"SPILLWAY_SINK_TIMEOUT_S": "5", "SPILLWAY_CLAIM_IDLE_S": "10", "SPILLWAY_SINK_RETRIES": "6",
@@ -62,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Makes the experiments, prints the checklist and writes the report; returns the exit status."""
+    if not all(map(find_spec, _NEEDED)):
+        print(f"spillway chaos: {' and '.join(_NEEDED)} are needed: pip install 'spillway[chaos]'", file=sys.stderr)
+        return _NOT_MADE
+    from ops.chaos import page  # not there without the extra
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     args.output.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []

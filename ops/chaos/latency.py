@@ -30,13 +30,17 @@ def play(stage: Stage) -> Evidence:
 
 
 def _ingest_latency(evidence: Evidence) -> Finding:
-    before = _ack_p99(evidence, evidence.at("baseline"), evidence.at("inject ingest-redis"))
-    during = _ack_p99(evidence, *_phase(evidence, "ingest-redis"))
-    answers = evidence.answered(*_phase(evidence, "ingest-redis"))
+    quiet = evidence.at("baseline"), evidence.at("inject ingest-redis")
+    slow = _phase(evidence, "ingest-redis")
+    (before_p50, before_p99), (p50, p99) = (
+        (_ack_ms(evidence, 0.5, *period), _ack_ms(evidence, 0.99, *period)) for period in (quiet, slow)
+    )
+    answers = evidence.answered(*slow)
     failed = [one for one in answers if one.kind == "unknown"]
-    return Finding(bool(answers) and not failed and during > before,
-                   f"p99 {1000 * during:.0f} ms, {1000 * before:.0f} ms before; {len(answers):,} answers, "
-                   f"{len(failed)} failures{first_of(failed)}")
+    # By the median: on a busy machine a single slow answer before decides where the p99 lay.
+    return Finding(bool(answers) and not failed and p50 >= before_p50 + 0.8 * 1000 * _DELAY_S,
+                   f"p99 {p99:.0f} ms and p50 {p50:.0f} ms, before {before_p99:.0f} ms and {before_p50:.0f} ms; "
+                   f"{len(answers):,} answers, {len(failed)} failures{first_of(failed)}")
 
 
 def _timeout_spills(evidence: Evidence) -> Finding:
@@ -47,8 +51,8 @@ def _timeout_spills(evidence: Evidence) -> Finding:
     is_active = 1.0 in evidence.values("wal_active", start, end)
     return Finding(spilled > 0 and is_active and not failed,
                    f"{spilled:,} of {len(answers):,} requests were promised `wal`, p99 "
-                   f"{1000 * _ack_p99(evidence, start, end):.0f} ms; wal_active "
-                   f"{int(is_active)}; {len(failed)} failures{first_of(failed)}")
+                   f"{_ack_ms(evidence, 0.99, start, end):.0f} ms; wal_active {int(is_active)}; "
+                   f"{len(failed)} failures{first_of(failed)}")
 
 
 def _consumer_redis(evidence: Evidence) -> Finding:
@@ -78,8 +82,8 @@ def _phase(evidence: Evidence, name: str) -> tuple[float, float]:
     return evidence.at(f"inject {name}"), evidence.at(f"heal {name}")
 
 
-def _ack_p99(evidence: Evidence, start: float, end: float) -> float:
-    return percentile((one.latency_s for one in evidence.answered(start, end) if one.kind == "accepted"), 0.99)
+def _ack_ms(evidence: Evidence, share: float, start: float, end: float) -> float:
+    return 1000 * percentile((one.latency_s for one in evidence.answered(start, end) if one.kind == "accepted"), share)
 
 
 def _mean(evidence: Evidence, total: str, count: str, start: float, end: float) -> float:

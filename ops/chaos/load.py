@@ -39,13 +39,7 @@ class Load:
         self._process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Begins.
-
-        Raises:
-            ChaosFailed: locust is not installed.
-        """
-        if not (find_spec("locust") and find_spec("matplotlib")):
-            raise ChaosFailed("locust and matplotlib are needed: pip install 'spillway[chaos]'")
+        """Begins."""
         shape, users = self._shape, str(self._shape.users)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
