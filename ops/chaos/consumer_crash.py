@@ -22,7 +22,9 @@ def play(stage: Stage) -> Evidence:
         stage.baseline()
         process, facts["victim"], facts["held"] = _crash(stage)
         stage.mark("injected", f"{process} is killed, with {facts['held']} entries pending")
-        stage.until(lambda seen: _held(seen, facts["victim"]) == 0, facts["claim_idle_s"] + 30.0)
+        crashed_at = time.time()
+        stage.until(lambda seen: seen.at > crashed_at and _held(seen, facts["victim"]) == 0,
+                    facts["claim_idle_s"] + 30.0)
         stage.hold(5.0)
         stage.mark("heal")
         stage.target.start(process)
