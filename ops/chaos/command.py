@@ -20,6 +20,7 @@ from app.errors import SpillwayError
 from app.settings import Settings
 from ops import scratch
 from ops.chaos import nemesis, report
+from ops.chaos.disk import Ext4
 from ops.chaos.evidence import Evidence
 from ops.chaos.experiment import EXPERIMENTS, Experiment
 from ops.chaos.fault import FAULTS
@@ -33,7 +34,7 @@ from ops.stack import Stack
 
 _NOT_MADE = 2
 _NEEDED = ("locust", "matplotlib")
-_WAL_ROOM = "512m"
+_DISK_BYTES = 512 << 20
 # Short, so that what the checklist waits for comes within the minute.
 _SETTINGS = {"SPILLWAY_SINK_TIMEOUT_S": "5", "SPILLWAY_CLAIM_IDLE_S": "10", "SPILLWAY_SINK_RETRIES": "6",
              "SPILLWAY_CONSUMERS": "4", "SPILLWAY_LOG_LEVEL": "INFO"}
@@ -114,13 +115,13 @@ def _target(name: str, args: argparse.Namespace, settings: Settings) -> Iterator
     with ExitStack() as ends:
         place = ends.enter_context(scratch.directory("chaos"))
         ends.push(_kept_logs(place, args.output / f"log-{name}"))
-        wal = _wal_room(ends, place) if name == "nemesis" else None
+        disk = _disk(ends, place) if name == "nemesis" else None
         proxies: dict[str, Proxy] = {}
-        changes = {**_SETTINGS, **({"SPILLWAY_WAL_DIR": str(wal)} if wal else {})}
+        changes = {**_SETTINGS, **({"SPILLWAY_WAL_DIR": str(disk.root)} if disk else {})}
         slowed = _slowed(ends, proxies) if name == "latency" else None
         stack = ends.enter_context(scratch.stack(place / "var", slowed, **changes))
         own = Settings.from_env({**os.environ, **changes})
-        yield Target(stack, wal or stack.state / "wal", proxies, wal), _facts(own)
+        yield Target(stack, disk.root if disk else stack.state / "wal", proxies, disk), _facts(own)
 
 
 def _attached(name: str, settings: Settings) -> tuple[Target, dict[str, Any]]:
@@ -151,15 +152,15 @@ def _slowed(ends: ExitStack, proxies: dict[str, Proxy]) -> Callable[[str, str], 
     return override
 
 
-def _wal_room(ends: ExitStack, place: Path) -> Path | None:
-    """Returns a small file system in memory, or None where we may not mount one."""
-    room = place / "wal"
-    room.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_WAL_ROOM}", "spillway-chaos", str(room)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+def _disk(ends: ExitStack, place: Path) -> Ext4 | None:
+    """Returns a file system for the WAL, or None where we may not make one."""
+    if os.geteuid() != 0:
         return None
-    ends.callback(subprocess.run, ["umount", "-l", str(room)], check=True)
-    return room
+    try:
+        return ends.enter_context(Ext4(place, _DISK_BYTES))
+    except ChaosFailed as error:
+        print(f"spillway chaos: {error}; faults that need one are left out", file=sys.stderr)
+        return None
 
 
 def _kept_logs(place: Path, kept: Path) -> Callable[..., None]:

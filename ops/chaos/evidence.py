@@ -36,7 +36,7 @@ class Answer(msgspec.Struct, frozen=True):
     Args:
         kind: accepted, rejected or unknown.
         status: 0: there was no answer.
-        durability: What a 202 promised.
+        durability, batch_id: What a 202 promised.
         latency_s: From sending to answer.
     """
 
@@ -46,6 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     events: int
     latency_s: float
     durability: str = ""
+    batch_id: str = ""
 
 
 class LogLine(msgspec.Struct, frozen=True):

@@ -65,6 +65,20 @@ def _recovers(evidence: Evidence) -> Finding:
                    f"{' but ' + ', '.join(stuck) if stuck else ''}{'; left out: ' + left_out if left_out else ''}")
 
 
+def _kept(evidence: Evidence) -> Finding:
+    """Whether every promise was kept, but for those that a fault is meant to break."""
+    lossy = [mark.at for mark in evidence.marks
+             if mark.name.startswith("healed ") and FAULTS[mark.name.removeprefix("healed ")].is_lossy]
+    found = nothing_lost(evidence)
+    if found.is_ticked or not lossy or not evidence.verdict:
+        return found
+    broken = {kind for kind, tally in evidence.verdict["faults"].items() if tally["batches"]}
+    answers = {one.batch_id: one for one in evidence.answers if one.batch_id}
+    named = [answers[fault["batch_id"]] for fault in evidence.verdict["named"] if fault["batch_id"] in answers]
+    is_meant = broken == {"missing"} and all(one.durability == "stream" and one.at < max(lossy) for one in named)
+    return Finding(is_meant, f"{found.evidence}; of those named, all were in Redis when it was emptied: {is_meant}")
+
+
 def _periods(evidence: Evidence) -> list[tuple[float, float, frozenset[str]]]:
     periods, begun = [], {}
     for mark in evidence.marks:
@@ -89,6 +103,6 @@ def _told(answer: Answer) -> str:
 BOXES = (
     Box("Requests are refused only where a fault allows it.", _refusals),
     Box("Rows come again by themselves after each fault.", _recovers),
-    Box("Nothing acknowledged is lost, nothing is stored twice.", nothing_lost),
+    Box("Nothing acknowledged is lost, nothing is stored twice.", _kept),
     WHOLE,
 )

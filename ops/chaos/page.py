@@ -54,7 +54,9 @@ def _drawn(evidence: Evidence) -> str:
     start = evidence.marks[0].at
     _draw_requests(panels[0], panels[1], evidence, start)
     _draw(panels[2], evidence, start, {"wal_active": ("wal_active", 1.0, "#e69f00")}, "wal_active")
-    _draw(panels[2].twinx(), evidence, start, {"wal_bytes": ("WAL, MiB", 1 / _MIB, "#8a5a00")}, "WAL, MiB")
+    sizes = panels[2].twinx()
+    _draw(sizes, evidence, start, {"wal_bytes": ("WAL, MiB", 1 / _MIB, "#8a5a00")}, "WAL, MiB")
+    sizes.set_ylim(0, max(1.05, sizes.get_ylim()[1]))
     _draw(panels[3], evidence, start, {"stream_entries": ("in the stream", 1.0, "#2f7ed8"),
                                        "pending": ("pending", 1.0, "#7b3fb5")}, "batches")
     _draw_loaded(panels[4], evidence, start)
@@ -62,7 +64,7 @@ def _drawn(evidence: Evidence) -> str:
     panels[5].set_xlabel("seconds")
     for panel in panels:
         _draw_faults(panel, evidence, start, panel is panels[0])
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, max(1.05, panel.get_ylim()[1]))
         panel.grid(alpha=0.25)
         panel.set_xlim(0, evidence.marks[-1].at - start)
     drawing = io.StringIO()

@@ -114,7 +114,8 @@ def answers(receipts: Path) -> list[Answer]:
             sent[record["tag"]] = (at, record["count"])
         elif kind in ("accepted", "rejected", "unknown"):
             sent_at, count = sent[record["tag"]]
-            found.append(Answer(at, kind, record["status"], count, at - sent_at, record.get("durability", "")))
+            found.append(Answer(at, kind, record["status"], count, at - sent_at, record.get("durability", ""),
+                                record.get("batch_id", "")))
     return found
 
 

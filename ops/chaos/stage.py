@@ -76,7 +76,7 @@ class Stage:
         if lack := fault.lacks(self.target):
             raise ChaosFailed(f"{name} cannot be injected here: {lack}")
         self.mark(f"inject {name}")
-        heal = fault.inject(self.target)
+        heal = fault.applied(self.target)
         try:
             self.mark(f"injected {name}", fault.text)
             yield

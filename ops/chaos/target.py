@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ops import family
+from ops.chaos.disk import Ext4
 from ops.chaos.evidence import LogLine
 from ops.chaos.recorder import log_lines
 from ops.errors import ChaosFailed
@@ -31,20 +32,20 @@ class Target:
         stack: It runs.
         wal: The directory of the WAL's segments.
         proxies: By name, what stands between its parts, where its network may be slowed.
-        wal_room: The directory of a file system of the WAL's own that may be filled; None: there is none.
+        disk: The file system of the WAL, where it has one of its own that may be filled and cut.
 
     Attributes:
         facts: Where its listeners and servers are.
     """
 
     def __init__(
-        self, stack: Stack, wal: Path, proxies: dict[str, Proxy] | None = None, wal_room: Path | None = None,
+        self, stack: Stack, wal: Path, proxies: dict[str, Proxy] | None = None, disk: Ext4 | None = None,
     ) -> None:
         self._stack = stack
         self._wal = wal
         self.facts = stack.facts()
         self.proxies = proxies or {}
-        self.wal_room = wal_room
+        self.disk = disk
         self._log_sizes = {path: path.stat().st_size for path in self._logs()}
 
     @property
@@ -99,12 +100,12 @@ class Target:
         self.until(lambda: self.process(name).state in states, f"{name} to be {states[0]}")
 
     def crash(self, name: str) -> None:
-        """Kills a process with SIGKILL and keeps supervisord from starting it again."""
-        pid = self.process(name).pid
-        os.kill(pid, signal.SIGSTOP)
+        """Kills a process and its children with SIGKILL, and keeps supervisord from starting it again."""
+        pids = self.pids(name)
+        send(pids, signal.SIGSTOP)
         # It is told to end first, which it cannot hear: so supervisord means it to be down when it dies.
         self._stack.supervisor.stop(name)
-        os.kill(pid, signal.SIGKILL)
+        send(pids, signal.SIGKILL)
         self.await_state(name, "STOPPED", "EXITED")
 
     def until(self, condition: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> None:
@@ -152,3 +153,10 @@ class Target:
 
     def _logs(self) -> list[Path]:
         return [path for path in self._stack.log.glob("*.log") if path.stem not in (*_SERVERS, "supervisord")]
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Signals processes; one that has ended meanwhile does not mind."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
