@@ -8,13 +8,18 @@ import sys
 
 import pytest
 
+from ops.chaos.disk import TOOLS
 from tests import journal
+from tests.machine import needs
 
 # What is broken: the file, a line of it, and what stands after it from then on.
 SWALLOWED = ("app/committer.py", "        result: AsyncResult[str] = AsyncResult()\n", '''\
         if batch and int(batch.sha256, 16) % 1000 == 0:
             return STREAM
 ''')
+NO_SYNC = ("wal/file.py", """\
+        \"\"\"Makes all stores durable, also those through a mapping; unlike `mmap.flush` without holding the GIL.\"\"\"
+""", "        return\n")
 NO_LEDGER = ("workers/ledger.py", "    verdict = Verdict([], [], [], [])\n", '''\
     return Verdict(list(range(len(batches))), [], [], [])
 ''')
@@ -77,3 +82,19 @@ def test_the_nemesis_draws_the_same_faults_from_the_same_seed(tmp_path):
         drawn.append([mark["name"] for mark in marks if mark["name"].startswith("inject ")])
     both = min(map(len, drawn))
     assert both and drawn[0][:both] == drawn[1][:both]
+
+
+def test_a_power_cut_finds_an_acknowledgement_before_the_sync(tmp_path):
+    needs(*TOOLS)
+    nemesis = "nemesis", "--fault", "power-cut", "--minutes", "0.1", "--duration", "5"
+    _, report, output = chaos(tmp_path, *nemesis)
+    assert report["is_ticked"], output
+    root = broken_copy(tmp_path / "broken", *NO_SYNC)
+    _, report, output = chaos(tmp_path, *nemesis, root=root)
+    faults = report["experiments"][0]["verdict"]["faults"]
+    assert faults["missing"]["batches"] > 0 and faults["duplicate"]["batches"] == 0, output
+
+
+def test_what_stands_in_redis_when_it_is_emptied_is_missed_and_nothing_else(tmp_path):
+    boxes, _, output = chaos(tmp_path, "nemesis", "--fault", "redis-flush", "--minutes", "0.2", "--rate", "200")
+    assert all(box["is_ticked"] for box in boxes["nemesis"].values()), output

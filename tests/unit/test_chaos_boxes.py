@@ -8,7 +8,9 @@ import pytest
 from ops.chaos import report
 from ops.chaos.evidence import Answer, Evidence, LogLine, Mark, Sample
 from ops.chaos.experiment import EXPERIMENTS
+from ops.chaos.fault import FAULTS
 from ops.chaos.nemesis import BOXES as NEMESIS
+from tests.journal import ROOT
 
 CLEAN = {
     "clean": True, "outcomes": {"accepted": {"batches": 900, "events": 9000}},
@@ -225,3 +227,13 @@ def test_the_report_shows_every_box_and_draws_the_time_line():
     assert html.count("<svg") == len(EXPERIMENTS)
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", "")
+
+
+def test_every_fault_is_documented():
+    reference = (ROOT / "ops/REFERENCE.md").read_text()
+    for fault in FAULTS.values():
+        mark = "¹" * bool(fault.needs) + "²" * fault.is_lossy
+        told = ", ".join(sorted(fault.refusals)) or "–"
+        assert f"| `{fault.name}`{mark} | {fault.text} | {told} |" in reference
+    for name in (*EXPERIMENTS, "nemesis"):
+        assert f"| `{name}` |" in reference
