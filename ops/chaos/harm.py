@@ -3,12 +3,14 @@
 Each function returns what heals; to heal is to undo one's own doing alone.
 """
 
+import errno
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -113,15 +115,27 @@ def fill_wal(target: Target) -> Heal:
     """Redis stops, and there is no room for the WAL to grow."""
     assert target.disk
     filler = target.disk.root / "filler"
+    _fill(filler)
     target.stop("redis")
-    with filler.open("wb") as file:
-        free = os.statvfs(target.disk.root)
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
 
     def heal() -> None:
         filler.unlink()
         target.start("redis")
     return heal
+
+
+def _fill(path: Path) -> None:
+    """Makes a file that takes all the room there is."""
+    with path.open("wb") as file:
+        room = os.statvfs(path)
+        piece = room.f_bavail * room.f_frsize
+        while piece >= room.f_frsize:
+            try:
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                piece //= 2  # some of the free blocks are for the file system itself
 
 
 def cut_power(target: Target) -> Heal:
