@@ -1,12 +1,13 @@
 """`spillway chaos`: breaks a stack under load and ticks the boxes of the checklist, each with what was seen.
 
 It starts a stack of its own in a scratch directory, with embedded servers, and ends it; or it takes the one that runs
-in `SPILLWAY_DATA_DIR` (`--attach`), with its settings. Exit status: 0 every box is ticked; 1 one is not; 2 an
-experiment could not be made.
+in `SPILLWAY_DATA_DIR` (`--attach`) or in containers (`--compose`), with its settings. Exit status: 0 every box is
+ticked; 1 one is not; 2 an experiment could not be made.
 """
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from typing import Any
 
 from app.errors import SpillwayError
 from app.settings import Settings
-from ops import scratch
+from ops import program, scratch
 from ops.chaos import nemesis, report
+from ops.chaos.compose import Compose
 from ops.chaos.disk import Ext4
 from ops.chaos.evidence import Evidence
 from ops.chaos.experiment import EXPERIMENTS, Experiment
@@ -27,6 +29,7 @@ from ops.chaos.fault import FAULTS
 from ops.chaos.load import Load, Shape
 from ops.chaos.report import Result
 from ops.chaos.stage import Stage
+from ops.chaos.supervised import Supervised
 from ops.chaos.target import Target
 from ops.errors import ChaosFailed
 from ops.proxy import Proxy
@@ -35,9 +38,9 @@ from ops.stack import Stack
 _NOT_MADE = 2
 _NEEDED = ("locust", "matplotlib")
 _DISK_BYTES = 512 << 20
-# Short, so that what the checklist waits for comes within the minute.
+# Short and small, so that what the checklist waits for comes within the minute.
 _SETTINGS = {"SPILLWAY_SINK_TIMEOUT_S": "5", "SPILLWAY_CLAIM_IDLE_S": "10", "SPILLWAY_SINK_RETRIES": "6",
-             "SPILLWAY_CONSUMERS": "4", "SPILLWAY_LOG_LEVEL": "INFO"}
+             "SPILLWAY_CONSUMERS": "4", "SPILLWAY_LOG_LEVEL": "INFO", "SPILLWAY_WAL_SEGMENT_BYTES": str(2 << 20)}
 # Who reaches a server through which proxy, where its network is to be slow.
 _PROXIED = {"ingest-redis": ("ingest", "REDIS_URL"), "consumer-redis": ("consumers", "REDIS_URL"),
             "consumer-postgres": ("consumers", "DATABASE_URL")}
@@ -50,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("experiment", nargs="?", default="all", choices=["all", *EXPERIMENTS, "nemesis"], metavar="experiment",
            help=f"{', '.join(EXPERIMENTS)}; all of these (all); or nemesis: faults drawn by chance")
     option("--attach", action="store_true", help="break the stack that runs in SPILLWAY_DATA_DIR, not one of its own")
+    option("--compose", nargs="?", const="docker compose", metavar="COMMAND",
+           help="break the containers of the Compose file in the current directory, by this command (docker compose)")
     option("--duration", type=float, default=30.0, metavar="S", help="how long a fault stays, in seconds (30)")
     option("--minutes", type=float, default=10.0, metavar="M", help="how long the nemesis goes on (10)")
     option("--fault", action="append", choices=list(FAULTS), metavar="NAME",
@@ -91,7 +96,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Experiment]:
     if args.experiment == "all":
-        return {name: one for name, one in EXPERIMENTS.items() if not (args.attach and name == "latency")}
+        is_foreign = args.attach or args.compose
+        return {name: one for name, one in EXPERIMENTS.items() if not (is_foreign and name == "latency")}
     if args.experiment == "nemesis":
         return {"nemesis": nemesis.experiment(args.minutes, args.seed, args.fault)}
     return {args.experiment: EXPERIMENTS[args.experiment]}
@@ -102,15 +108,17 @@ def _make(name: str, experiment: Experiment, args: argparse.Namespace, settings:
         receipts = args.output / f"receipts-{name}.jsonl"
         receipts.unlink(missing_ok=True)
         shape = Shape(args.rate, args.users, args.batch_size, args.seed)
-        stage = Stage(name, target, Load(target.facts.ingest_url, receipts, shape), args.duration, facts)
+        stage = Stage(name, target, Load(target.places.ingest_url, receipts, shape), args.duration, facts)
         evidence: Evidence = experiment.play(stage)
     return report.judge(evidence, experiment.boxes)
 
 
 @contextmanager
 def _target(name: str, args: argparse.Namespace, settings: Settings) -> Iterator[tuple[Target, dict[str, Any]]]:
-    if args.attach:
-        yield _attached(name, settings)
+    if args.attach or args.compose:
+        if name == "latency":
+            raise ChaosFailed("latency needs proxies between the parts, which only a stack of its own has")
+        yield _in_containers(args.compose, settings) if args.compose else _attached(settings)
         return
     with ExitStack() as ends:
         place = ends.enter_context(scratch.directory("chaos"))
@@ -120,17 +128,24 @@ def _target(name: str, args: argparse.Namespace, settings: Settings) -> Iterator
         changes = {**_SETTINGS, **({"SPILLWAY_WAL_DIR": str(disk.root)} if disk else {})}
         slowed = _slowed(ends, proxies) if name == "latency" else None
         stack = ends.enter_context(scratch.stack(place / "var", slowed, **changes))
-        own = Settings.from_env({**os.environ, **changes})
-        yield Target(stack, disk.root if disk else stack.state / "wal", proxies, disk), _facts(own)
+        own = Settings.from_env({
+            **os.environ, "SPILLWAY_DATA_DIR": str(stack.state), "SPILLWAY_WAL_DIR": "", **changes,
+        })
+        yield Supervised(stack, own, proxies, disk), _facts(own)
 
 
-def _attached(name: str, settings: Settings) -> tuple[Target, dict[str, Any]]:
-    if name == "latency":
-        raise ChaosFailed("latency needs proxies between the parts, which a running stack has not: leave --attach out")
+def _in_containers(command: str, settings: Settings) -> tuple[Target, dict[str, Any]]:
+    """Takes the ports from our environment, as Compose does, and the other settings from the containers'."""
+    listeners = (program.url("127.0.0.1", port) for port in (settings.port, settings.admin_port))
+    target = Compose(shlex.split(command), Path.cwd(), *listeners)
+    return target, _facts(Settings.from_env(target.environment))
+
+
+def _attached(settings: Settings) -> tuple[Target, dict[str, Any]]:
     stack = Stack(settings.state)
     if not stack.is_up():
         raise ChaosFailed(f"nothing runs in {stack.state}: `spillway up` first, or leave --attach out")
-    return Target(stack, settings.wal_path), _facts(settings)
+    return Supervised(stack, settings), _facts(settings)
 
 
 def _facts(settings: Settings) -> dict[str, Any]:
@@ -144,10 +159,10 @@ def _slowed(ends: ExitStack, proxies: dict[str, Proxy]) -> Callable[[str, str], 
     """Returns what puts a proxy before each server and each program; the proxies are filled in when it is called."""
     def override(redis_url: str, database_url: str) -> scratch.Overrides:
         overrides: dict[str, dict[str, str]] = {}
-        for name, (program, variable) in _PROXIED.items():
+        for name, (client, variable) in _PROXIED.items():
             proxies[name] = Proxy(redis_url if variable == "REDIS_URL" else database_url)
             ends.callback(proxies[name].close)
-            overrides.setdefault(program, {})[variable] = proxies[name].url
+            overrides.setdefault(client, {})[variable] = proxies[name].url
         return overrides
     return override
 

@@ -1,7 +1,5 @@
 """Experiment 3: a consumer dies with entries in its hands, and others take them over."""
 
-import os
-import signal
 import time
 
 from ops.chaos.box import NO_LOSS, WHOLE, Box, Finding
@@ -39,15 +37,14 @@ def _crash(stage: Stage) -> tuple[str, str, int]:
     for attempt in range(_TRIES):
         consumers = target.consumers()
         process = consumers[attempt % len(consumers)]
-        pid = target.process(process).pid
-        os.kill(pid, signal.SIGSTOP)
+        victim = target.consumer_of(process)
+        target.freeze(process)
         held = look(target.admin_urls).held or {}
-        victim = next((name for name in held if name.endswith(process.rpartition("-")[2])), "")
         if held.get(victim, (0, 0))[0]:
             stage.mark("inject")
             target.crash(process)
             return process, victim, held[victim][0]
-        os.kill(pid, signal.SIGCONT)
+        target.thaw(process)
         time.sleep(0.01 * (attempt % 7))
     raise ChaosFailed("no consumer had entries pending at any moment: the load is too low to crash one at work")
 

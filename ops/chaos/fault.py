@@ -13,7 +13,7 @@ import redis
 from ops.chaos import harm
 from ops.chaos.disk import TOOLS
 from ops.chaos.harm import Heal, Inject
-from ops.chaos.target import Target
+from ops.chaos.supervised import Supervised
 from ops.errors import ChaosFailed
 from ops.supervisor_client import ERRORS
 
@@ -41,7 +41,7 @@ class Fault:
     needs: tuple[str, ...] = ()
     is_lossy: bool = False
 
-    def applied(self, target: Target) -> Heal:
+    def applied(self, target: Supervised) -> Heal:
         """Injects it, and returns what heals it.
 
         Raises:
@@ -55,7 +55,7 @@ class Fault:
                 heal()
         return healed
 
-    def lacks(self, target: Target) -> str:
+    def lacks(self, target: Supervised) -> str:
         """Returns what is missing to inject it; empty where nothing is."""
         for need in self.needs:
             if need == "root" and os.geteuid() != 0:

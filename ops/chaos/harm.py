@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import psycopg2
 import redis
 
-from ops.chaos.target import Target, send
+from ops.chaos.supervised import Supervised, send
 
 Heal = Callable[[], None]
-Inject = Callable[[Target], Heal]
+Inject = Callable[[Supervised], Heal]
 
 _BUFFER_FULL_BYTES = 1 << 20
 _ANSWER_S = 10
@@ -29,7 +29,7 @@ _END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application
 
 def stop(name: str) -> Inject:
     """Stopped in order."""
-    def inject(target: Target) -> Heal:
+    def inject(target: Supervised) -> Heal:
         target.stop(name)
         return lambda: target.start(name)
     return inject
@@ -37,7 +37,7 @@ def stop(name: str) -> Inject:
 
 def kill(name: str, is_child: bool = False) -> Inject:
     """SIGKILL; who watches over it starts it again."""
-    def inject(target: Target) -> Heal:
+    def inject(target: Supervised) -> Heal:
         pids = target.pids(name)
         os.kill(pids[-1] if is_child else pids[0], signal.SIGKILL)
         return lambda: target.await_state(name, "RUNNING")
@@ -46,27 +46,27 @@ def kill(name: str, is_child: bool = False) -> Inject:
 
 def pause(name: str) -> Inject:
     """Stopped with SIGSTOP, connections and all."""
-    def inject(target: Target) -> Heal:
+    def inject(target: Supervised) -> Heal:
         pids = target.pids(name)
         send(pids, signal.SIGSTOP)
         return lambda: send(pids, signal.SIGCONT)
     return inject
 
 
-def pause_supervisord(target: Target) -> Heal:
+def pause_supervisord(target: Supervised) -> Heal:
     """Its children go on."""
     pids = [target.supervisord()]
     send(pids, signal.SIGSTOP)
     return lambda: send(pids, signal.SIGCONT)
 
 
-def recycle(target: Target) -> Heal:
+def recycle(target: Supervised) -> Heal:
     """SIGHUP to the master."""
     os.kill(target.process("ingest").pid, signal.SIGHUP)
     return lambda: target.await_state("ingest", "RUNNING")
 
 
-def restart_all(target: Target) -> Heal:
+def restart_all(target: Supervised) -> Heal:
     """One after the other, servers last."""
     for name in ("ingest", "admin", "replayer", *target.consumers(), "postgres", "redis"):
         target.stop(name)
@@ -80,8 +80,8 @@ def restart_all(target: Target) -> Heal:
 
 def drop(name: str) -> Inject:
     """Packets to a server vanish, as where a cable is pulled: nobody is told."""
-    def inject(target: Target) -> Heal:
-        port = urlsplit(target.facts.redis_url if name == "redis" else target.facts.database_url).port
+    def inject(target: Supervised) -> Heal:
+        port = urlsplit(target.places.redis_url if name == "redis" else target.places.database_url).port
         rule = ["INPUT", "-i", "lo", "-p", "tcp", "--dport", str(port), "-j", "DROP",
                 "-m", "comment", "--comment", f"spillway chaos {os.getpid()}"]
         subprocess.run(["iptables", "-I", *rule], check=True)
@@ -92,7 +92,7 @@ def drop(name: str) -> Inject:
     return inject
 
 
-def fill_redis(target: Target) -> Heal:
+def fill_redis(target: Supervised) -> Heal:
     """Writes fail, reads go on."""
     with _redis(target) as client:
         before = str(client.config_get("maxmemory")["maxmemory"])
@@ -104,14 +104,14 @@ def fill_redis(target: Target) -> Heal:
     return heal
 
 
-def flush(target: Target) -> Heal:
+def flush(target: Supervised) -> Heal:
     """FLUSHALL."""
     with _redis(target) as client:
         client.flushall()
     return lambda: None
 
 
-def fill_wal(target: Target) -> Heal:
+def fill_wal(target: Supervised) -> Heal:
     """Redis stops, and there is no room for the WAL to grow."""
     assert target.disk
     filler = target.disk.root / "filler"
@@ -138,7 +138,7 @@ def _fill(path: Path) -> None:
                 piece //= 2  # some of the free blocks are for the file system itself
 
 
-def cut_power(target: Target) -> Heal:
+def cut_power(target: Supervised) -> Heal:
     """Redis stops, and a little later the disk under the WAL loses its power, and those who write to it with it."""
     assert target.disk
     disk = target.disk
@@ -155,7 +155,7 @@ def cut_power(target: Target) -> Heal:
     return heal
 
 
-def close_postgres(target: Target) -> Heal:
+def close_postgres(target: Supervised) -> Heal:
     """Transactions are read-only by default."""
     _sql(target, "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on", _END)
 
@@ -164,7 +164,7 @@ def close_postgres(target: Target) -> Heal:
     return heal
 
 
-def end_backends(target: Target) -> Heal:
+def end_backends(target: Supervised) -> Heal:
     """Those that are in the midst of a COPY, if there are any within some seconds; else all of our programs'."""
     for _ in range(200):
         if _sql(target, f"{_END} AND query LIKE 'COPY%%' AND state = 'active'"):
@@ -173,9 +173,9 @@ def end_backends(target: Target) -> Heal:
     return lambda: None
 
 
-def _sql(target: Target, *statements: str) -> int:
+def _sql(target: Supervised, *statements: str) -> int:
     """Runs statements, each by itself, and returns how many rows the last one had."""
-    url, rows = target.facts.database_url, 0
+    url, rows = target.places.database_url, 0
     options = "-c default_transaction_read_only=off"
     with closing(psycopg2.connect(url, options=options, connect_timeout=_ANSWER_S)) as connection:
         connection.autocommit = True
@@ -186,5 +186,5 @@ def _sql(target: Target, *statements: str) -> int:
     return rows
 
 
-def _redis(target: Target) -> "closing[redis.Redis]":
-    return closing(redis.Redis.from_url(target.facts.redis_url, socket_timeout=_ANSWER_S))
+def _redis(target: Supervised) -> "closing[redis.Redis]":
+    return closing(redis.Redis.from_url(target.places.redis_url, socket_timeout=_ANSWER_S))

@@ -8,6 +8,8 @@ from ops.chaos.evidence import Answer, Evidence
 from ops.chaos.experiment import Experiment
 from ops.chaos.fault import FAULTS
 from ops.chaos.stage import Stage
+from ops.chaos.supervised import Supervised
+from ops.errors import ChaosFailed
 
 _SHORTEST_S = 2.0
 _LONGEST_S = 12.0
@@ -23,8 +25,11 @@ def experiment(minutes: float, seed: int, names: Sequence[str] | None) -> Experi
 
 
 def _play(stage: Stage, duration_s: float, chance: Random, names: Sequence[str] | None) -> Evidence:
+    target = stage.target
+    if not isinstance(target, Supervised):
+        raise ChaosFailed("the nemesis breaks what supervisor runs; leave --compose out")
     wanted = [FAULTS[name] for name in names] if names else [one for one in FAULTS.values() if not one.is_lossy]
-    lacking = {one.name: lack for one in wanted if (lack := one.lacks(stage.target))}
+    lacking = {one.name: lack for one in wanted if (lack := one.lacks(target))}
     for name, lack in lacking.items():
         stage.mark(f"left out {name}", lack)
     drawn = [one.name for one in wanted if one.name not in lacking]

@@ -11,7 +11,7 @@ def play(stage: Stage) -> Evidence:
     """PostgreSQL is stopped until there are dead letters, and started again."""
     with stage.played():
         stage.baseline()
-        with stage.broken("postgres-stop"):
+        with stage.stopped("postgres"):
             stage.hold(stage.duration_s)
             stage.until(lambda seen: seen.values.get("dead_letters", 0) > 0, stage.evidence.facts["patience_s"])
             stage.hold(5.0)

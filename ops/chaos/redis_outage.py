@@ -13,7 +13,7 @@ def play(stage: Stage) -> Evidence:
     """Redis is stopped and started again."""
     with stage.played():
         stage.baseline()
-        with stage.broken("redis-stop"):
+        with stage.stopped("redis"):
             stage.hold(stage.duration_s)
             stage.evidence.facts["wal_during"] = stage.target.wal_files()
         stage.until(lambda seen: seen.values.get("wal_active") == 0, _SETTLE_S)

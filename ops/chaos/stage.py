@@ -11,6 +11,7 @@ from ops.chaos.evidence import Evidence, Mark, Sample
 from ops.chaos.fault import FAULTS
 from ops.chaos.load import Load
 from ops.chaos.recorder import Recorder
+from ops.chaos.supervised import Supervised
 from ops.chaos.target import Target
 from ops.errors import ChaosFailed
 
@@ -72,13 +73,28 @@ class Stage:
     @contextmanager
     def broken(self, name: str) -> Iterator[None]:
         """Injects a fault, and heals it in the end, whatever happens."""
-        fault = FAULTS[name]
-        if lack := fault.lacks(self.target):
+        assert isinstance(self.target, Supervised), "only what supervisor runs can be broken in every way"
+        fault, target = FAULTS[name], self.target
+        if lack := fault.lacks(target):
             raise ChaosFailed(f"{name} cannot be injected here: {lack}")
+        with self._fault(name, fault.text, lambda: fault.applied(target)):
+            yield
+
+    @contextmanager
+    def stopped(self, server: str) -> Iterator[None]:
+        """Stops a server, and starts it in the end, whatever happens."""
+        def inject() -> Callable[[], None]:
+            self.target.stop(server)
+            return lambda: self.target.start(server)
+        with self._fault(f"{server}-stop", f"{server} is stopped", inject):
+            yield
+
+    @contextmanager
+    def _fault(self, name: str, text: str, inject: Callable[[], Callable[[], None]]) -> Iterator[None]:
         self.mark(f"inject {name}")
-        heal = fault.applied(self.target)
+        heal = inject()
         try:
-            self.mark(f"injected {name}", fault.text)
+            self.mark(f"injected {name}", text)
             yield
         finally:
             self.mark(f"heal {name}")
@@ -124,7 +140,7 @@ class Stage:
             self.drain()
             self.mark("replayed")
         facts["wal_left"] = self.target.wal_files()
-        self.evidence.verdict = self._load.verify(self.target.facts.database_url)
+        self.evidence.verdict = self._load.verify(self.target.places.database_url)
         self.mark("verified")
         self._recorder.stop()
         began_at = self.evidence.marks[0].at

@@ -75,7 +75,7 @@ def latency():
     phases = ("ingest-redis", "ingest-redis-timeout", "consumer-redis", "consumer-postgres")
     marks = marked("load", "baseline", *(f"{do} {name}" for name in phases for do in ("inject", "heal")), "load ended",
                    "drained")
-    slow = {20: 0.08, 40: 0.3}
+    slow = {20: 0.12, 40: 0.3}
     answers = [Answer(one.at, one.kind, 202, 10, slow.get(int(one.at) // 10 * 10, 0.01),
                       "wal" if 41 <= one.at < 50 else "stream") for one in steady(100)]
     samples = [Sample(float(at), {
