@@ -26,7 +26,7 @@ from wal.errors import WalError
 from wal.reader import used_bytes
 from workers.blame import Blame, blame
 
-_WIDTH = 100
+_WIDTH = 110
 _HEAD = "{:8} {:22} {}"
 _INDENT = " " * len(_HEAD.format("", "", ""))
 

@@ -9,6 +9,7 @@ from ops.checkup.finding import Finding, bad, ok, unknown, warn
 from ops.checkup.postgres_facts import DEFAULT_ROWS_LIMIT, PostgresFacts, Table
 
 _OLDEST = 140_000
+_RECONNECT = "; then supervisorctl restart consumers:*, which keep their sessions"
 _LEDGER = {"batch_id", "body_sha256", "event_count", "received_at", "loaded_at", "dead_events"}
 _NEEDED = {"log_events": {"INSERT"}, "log_batches": {"SELECT", "INSERT", "UPDATE", "DELETE"}}
 
@@ -43,7 +44,8 @@ def durability(facts: PostgresFacts) -> Finding:
     name = "postgres durability"
     value = facts.settings["synchronous_commit"]
     seen = f"synchronous_commit {value}"
-    remedy = f"ALTER ROLE {_quoted(facts.user)} IN DATABASE {_quoted(facts.database)} SET synchronous_commit = on"
+    role = f"{_quoted(facts.user)} IN DATABASE {_quoted(facts.database)}"
+    remedy = f"ALTER ROLE {role} SET synchronous_commit = on{_RECONNECT}"
     if value == "off":
         return bad(name, seen, "a crash of PostgreSQL loses the last commits, and nothing else holds those batches "
                    "any more", remedy)
@@ -74,7 +76,8 @@ def writes(facts: PostgresFacts) -> Finding:
         user, database = _quoted(facts.user), _quoted(facts.database)
         return bad(name, "default_transaction_read_only on", "nothing is loaded: batches wait in Redis, then in the "
                    "WAL or the dead letters", "find who has set it with \\drds, and e.g. "
-                   f"ALTER ROLE {user} RESET default_transaction_read_only; ALTER DATABASE {database} RESET …")
+                   f"ALTER ROLE {user} RESET default_transaction_read_only; "
+                   f"ALTER DATABASE {database} RESET …{_RECONNECT}")
     return ok(name, "taken")
 
 

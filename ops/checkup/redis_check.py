@@ -9,7 +9,7 @@ from ops.checkup.finding import Finding, bad, ok, size, unknown, warn
 from ops.checkup.redis_facts import RedisFacts
 
 _OLDEST = (6, 2)
-_PERSIST = "for good: the same lines in redis.conf, or CONFIG REWRITE"
+_PERSIST = "and the same in redis.conf"
 
 
 def check(facts: RedisFacts, settings: Settings) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def version(facts: RedisFacts) -> Finding:
 def durability(facts: RedisFacts) -> Finding:
     """Names what an acknowledgement from the stream is worth."""
     name = "redis durability"
-    always = f"CONFIG SET appendonly yes, CONFIG SET appendfsync always; {_PERSIST}"
+    always = f"redis-cli CONFIG SET appendfsync always; redis-cli CONFIG SET appendonly yes; {_PERSIST}"
     is_off = facts.info.get("aof_enabled") == "0" or (facts.config or {}).get("appendonly") == "no"
     if is_off:
         return bad(name, "appendonly no", "what was acknowledged is in memory alone, and lost when Redis ends", always)
@@ -75,7 +75,7 @@ def rewriting(facts: RedisFacts) -> Finding:
     seen = f"no-appendfsync-on-rewrite {facts.config.get('no-appendfsync-on-rewrite', 'unknown')}"
     if seen.endswith("yes"):
         return bad(name, seen, "while the AOF is rewritten nothing is synced, and a power cut loses what was "
-                   "acknowledged meanwhile", f"CONFIG SET no-appendfsync-on-rewrite no; {_PERSIST}")
+                   "acknowledged meanwhile", f"redis-cli CONFIG SET no-appendfsync-on-rewrite no, {_PERSIST}")
     return ok(name, seen)
 
 
@@ -92,7 +92,7 @@ def persistence(facts: RedisFacts) -> Finding:
     remedy = f"look at Redis's log and at the room in {(facts.config or {}).get('dir', 'its directory')}"
     if failed == ["aof_last_bgrewrite_status"]:
         return warn(name, seen, "the AOF grows until its disk is full, as it is not rewritten",
-                    f"{remedy}; then BGREWRITEAOF")
+                    f"{remedy}; then redis-cli BGREWRITEAOF")
     return bad(name, seen, "Redis refuses writes (MISCONF): batches go to the WAL, and stay there", remedy)
 
 
@@ -117,7 +117,7 @@ def role(facts: RedisFacts) -> Finding:
     found = facts.info.get("role", "")
     if found == "slave":
         return bad(name, "replica", "a replica takes no writes: batches go to the WAL, and stay there",
-                   "let REDIS_URL name the primary, or promote this one: REPLICAOF NO ONE")
+                   "let REDIS_URL name the primary, or promote this one: redis-cli REPLICAOF NO ONE")
     return ok(name, "primary") if found == "master" else unknown(name, f"role {found or 'unknown'}")
 
 
@@ -126,7 +126,7 @@ def eviction(facts: RedisFacts) -> Finding:
     name = "redis eviction"
     policy = facts.info.get("maxmemory_policy", "")
     seen = f"maxmemory-policy {policy or 'unknown'}"
-    remedy = f"CONFIG SET maxmemory-policy noeviction; {_PERSIST}"
+    remedy = f"redis-cli CONFIG SET maxmemory-policy noeviction, {_PERSIST}"
     if policy.startswith("allkeys-"):
         return bad(name, seen, "when Redis is full it deletes the stream, with every batch that was acknowledged",
                    remedy)
@@ -152,11 +152,11 @@ def memory(facts: RedisFacts, settings: Settings) -> Finding:
                     "the kernel ends Redis before it is full", "lower maxmemory and both bounds, or add memory")
     if not limit:
         return warn(name, f"maxmemory 0, no limit; {bounds}", "what else is in Redis grows until the kernel ends it",
-                    f"CONFIG SET maxmemory {needed * 4 // 3}; {_PERSIST}")
+                    f"redis-cli CONFIG SET maxmemory {needed * 4 // 3}, {_PERSIST}")
     if limit < needed:
         return warn(name, f"maxmemory {size(limit)}; {bounds}", "Redis is full before the bounds are met: writes fail "
                     "(OOM) where they would have gone to the WAL in order",
-                    f"CONFIG SET maxmemory {needed * 4 // 3} (embedded: SPILLWAY_REDIS_MAX_BYTES), or lower the bounds")
+                    f"SPILLWAY_REDIS_MAX_BYTES={needed * 4 // 3} (yours: maxmemory), or lower the bounds")
     return ok(name, f"maxmemory {size(limit)}, used {size(int(facts.info.get('used_memory', '0')))}; {bounds}")
 
 
@@ -170,7 +170,7 @@ def group(facts: RedisFacts) -> Finding:
     if not facts.has_group:
         return warn(name, f"stream {stream.STREAM} without group {stream.GROUP}", "somebody has taken it away; nothing "
                     "is loaded until a consumer has made it again",
-                    f"start the consumers, or XGROUP CREATE {stream.STREAM} {stream.GROUP} 0")
+                    f"start the consumers, or redis-cli XGROUP CREATE {stream.STREAM} {stream.GROUP} 0")
     return ok(name, f"{stream.GROUP} on {stream.STREAM}")
 
 

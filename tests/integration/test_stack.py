@@ -16,7 +16,9 @@ import pytest
 from ops import family
 from tests.conftest import ROOT, pick_port, until
 
-PROGRAMS = {"redis", "postgres", "ingest", "replayer", "admin", "consumers:consumer-00", "consumers:consumer-01"}
+PROGRAMS = {
+    "redis", "postgres", "ingest", "replayer", "admin", "logs", "consumers:consumer-00", "consumers:consumer-01",
+}
 
 
 def post(url, message):
