@@ -61,4 +61,4 @@ def size(count: float) -> str:
         count /= 1024
     else:
         unit = "TiB"
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
+    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.3g} {unit}"

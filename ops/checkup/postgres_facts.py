@@ -13,6 +13,7 @@ from psycopg2.extensions import parse_dsn
 
 from ops.checkup.redis_facts import is_local
 from workers import loader
+from workers.watchdog import Watchdog
 
 _TIMEOUT_S = 5
 DEFAULT_ROWS_LIMIT = 10_000
@@ -118,7 +119,7 @@ def observe(url: str, timeout_s: int) -> PostgresFacts:
         psycopg2.Error: It does not answer, or does not let us in.
     """
     parameters = loader.parameters(url, "doctor", timeout_s) | {"connect_timeout": _TIMEOUT_S}
-    with closing(_connect(parameters)) as connection:
+    with closing(_connect(parameters)) as connection, Watchdog(_TIMEOUT_S).guard(connection):
         connection.autocommit = True
         with connection.cursor() as cursor:
             settings = dict(_rows(cursor, _SETTINGS))
@@ -138,9 +139,12 @@ def observe(url: str, timeout_s: int) -> PostgresFacts:
 
 def _connect(parameters: dict[str, Any]) -> Connection:
     connection: Connection
+    began_at = time.monotonic()
     try:
         connection = psycopg2.connect(**parameters)
     except psycopg2.OperationalError:
+        if time.monotonic() - began_at >= _TIMEOUT_S - 1:
+            raise
         # A server that takes no writes is to be looked at, too; any other error comes again.
         connection = psycopg2.connect(**parameters | {"target_session_attrs": "any"})
     return connection
