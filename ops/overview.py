@@ -157,7 +157,7 @@ def _consumers(found: dict[str, Any]) -> str:
         return "none has come yet"
     idle_s = min(one["idle_ms"] for one in known) / 1000
     busiest = max(known, key=lambda one: int(one["pending"]))
-    text = f"{len(known)} in the group, last heard of {duration(idle_s)} ago"
+    text = f"{len(known)} in the group, last active {duration(idle_s)} ago"
     return f"{text}; {busiest['name']} holds {busiest['pending']:,}" if busiest["pending"] else text
 
 
