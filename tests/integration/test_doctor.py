@@ -15,8 +15,9 @@ from app.settings import Settings
 from ops import doctor
 from ops.checkup import disk_facts, host_facts
 from tests.conftest import execute, pick_port
-from tests.journal import append, drain, make_batch, make_consumer, stored
+from tests.journal import append, drain, make_batch, stored
 from tests.machine import tmpfs
+from workers.loader import Loader
 
 WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
 
@@ -24,7 +25,8 @@ WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
 @pytest.fixture
 def patient(client, redis_url, database_url, tmp_path):
     """Settings of a deployment in which all is as it should be, and whose tables are made."""
-    make_consumer(redis_url, database_url).step()
+    with closing(Loader(database_url, "test", 1, 30)) as loader:
+        loader.prepare()
     return {"redis_url": redis_url, "database_url": database_url, "data_dir": str(tmp_path / "var")}
 
 
