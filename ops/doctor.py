@@ -35,6 +35,7 @@ class _Patient(NamedTuple):
     """What is looked at. `pid` is a process of the running stack; a URL that is None is of a server that is off."""
 
     stack: Stack
+    is_up: bool
     pid: int | None
     settings: Settings
     redis_url: str | None
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     findings = list(_findings(patient))
     if args.json:
         print(msgspec.json.format(msgspec.json.encode({
-            "data_dir": str(patient.stack.state), "is_up": patient.pid is not None, "findings": findings,
+            "data_dir": str(patient.stack.state), "is_up": patient.is_up, "findings": findings,
         })).decode())
     else:
         print(_text(patient, findings))
@@ -67,14 +68,14 @@ def _patient(settings: Settings) -> _Patient:
     if not stack.is_up():
         embedded = [name for name, url in (("redis", settings.redis_url), ("postgres", settings.database_url))
                     if url is None]
-        return _Patient(stack, None, settings, settings.redis_url, settings.database_url, embedded)
+        return _Patient(stack, False, None, settings, settings.redis_url, settings.database_url, embedded)
     facts = stack.facts()
     for pid in sorted(family.children(stack.state)):
         environ = family.environment(pid)
         if "REDIS_URL" in environ:  # PostgreSQL has overwritten its own
             found = Settings.from_env(environ)
-            return _Patient(stack, pid, found, facts.redis_url, facts.database_url, facts.embedded)
-    return _Patient(stack, None, settings, facts.redis_url, facts.database_url, facts.embedded)
+            return _Patient(stack, True, pid, found, facts.redis_url, facts.database_url, facts.embedded)
+    return _Patient(stack, True, None, settings, facts.redis_url, facts.database_url, facts.embedded)
 
 
 def _findings(patient: _Patient) -> Iterator[Finding]:
@@ -83,8 +84,9 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
     yield from _redis(patient, dirs)
     yield from _postgres(patient, dirs)
     yield from _disk(patient, dirs)
-    has_redis = "redis" in patient.embedded or redis_facts.is_local(patient.redis_url or "")
-    yield from host_check.check(host_facts.observe(patient.pid), patient.settings, has_redis)
+    has_redis = redis_facts.is_local(patient.redis_url or "")
+    is_embedded = "redis" in patient.embedded
+    yield from host_check.check(host_facts.observe(patient.pid), patient.settings, has_redis, is_embedded)
     yield from host_check.exposure({
         "ingest": host_facts.listeners(patient.settings.port) if patient.pid else [patient.settings.bind],
         "admin": host_facts.listeners(patient.settings.admin_port) if patient.pid else [patient.settings.admin_bind],
@@ -133,7 +135,7 @@ def _postgres(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Findin
         return
     yield from postgres_check.check(facts, patient.settings)
     yield host_check.skew("postgres", facts.skew_s)
-    if postgres_facts.leads_here(url):
+    if redis_facts.is_local(url):
         dirs["postgres"] = facts.settings.get("data_directory") or dirs["postgres"]
 
 
@@ -154,12 +156,13 @@ def _no_postgres(url: str, error: psycopg2.Error) -> Finding:
 
 def _disk(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Finding]:
     settings, state = patient.settings, patient.stack.state
-    wal = disk_facts.observe(settings.wal_path)
+    uid = os.stat(f"/proc/{patient.pid}").st_uid if patient.pid else os.geteuid()
+    wal = disk_facts.observe(settings.wal_path, uid)
     try:
         used = used_bytes(settings.wal_path)
     except WalError:  # Not ours to read, which is said below.
         used = 0
-    yield from disk_check.check(wal, disk_facts.observe(state), used, settings, len(patient.embedded) == 2)
+    yield from disk_check.check(wal, disk_facts.observe(state, uid), used, settings, len(patient.embedded) == 2)
     yield disk_check.neighbours(wal, {name: _device(path) for name, path in dirs.items()})
     yield disk_check.secrets(disk_facts.secrets(state))
 
@@ -169,7 +172,7 @@ def _device(path: str | None) -> int | None:
 
 
 def _text(patient: _Patient, findings: list[Finding]) -> str:
-    if patient.pid:
+    if patient.is_up:
         where = f"The stack that runs in {patient.stack.state}, as it was started:"
     else:
         where = f"Nothing runs in {patient.stack.state}; as the environment has it:"

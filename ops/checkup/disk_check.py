@@ -92,6 +92,9 @@ def access(name: str, place: DirectoryFacts, setting: str) -> Finding:
     if "ro" in place.options or not place.is_writable:
         return bad(name, f"{seen}, not writable", "nothing can be stored there",
                    f"run as its owner, mount it rw, or move {setting}")
+    if not place.is_ours:
+        return bad(name, seen, "it belongs to another account, which can remove or replace what was acknowledged",
+                   f"chown it to the account that runs Spillway, or move {setting}")
     if place.mode & 0o022:
         return bad(name, seen, "others can remove or replace what was acknowledged", f"chmod go-w {place.path}")
     if place.mode & 0o004:

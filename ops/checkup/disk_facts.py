@@ -18,6 +18,7 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
         options: The mount's.
         free_inodes: None where the file system counts none.
         is_writable: Whether we may write there.
+        is_ours: Whether it is root's or of the account that runs the service.
     """
 
     path: str
@@ -31,6 +32,7 @@ class DirectoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     mode: int = 0o700
     owner: int = 0
     is_writable: bool = True
+    is_ours: bool = True
 
 
 class FileFacts(msgspec.Struct, frozen=True):
@@ -41,8 +43,8 @@ class FileFacts(msgspec.Struct, frozen=True):
     owner: int
 
 
-def observe(path: Path) -> DirectoryFacts:
-    """Looks at a directory."""
+def observe(path: Path, uid: int) -> DirectoryFacts:
+    """Looks at a directory, which the account `uid` uses; 0 may use anybody's."""
     place = path
     while not place.is_dir():
         place = place.parent
@@ -53,6 +55,7 @@ def observe(path: Path) -> DirectoryFacts:
         free_bytes=room.f_bavail * room.f_frsize, total_bytes=room.f_blocks * room.f_frsize,
         free_inodes=room.f_favail if room.f_files else None,
         mode=stat.S_IMODE(state.st_mode), owner=state.st_uid, is_writable=os.access(place, os.W_OK | os.X_OK),
+        is_ours=state.st_uid in (0, uid) or uid == 0,
     )
 
 

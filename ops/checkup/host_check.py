@@ -13,12 +13,13 @@ _SHM_LEAST, _SHM_ENOUGH = 4 << 20, 32 << 20
 _SKEW_WARN_S, _SKEW_BAD_S = 2.0, 60.0
 
 
-def check(facts: HostFacts, settings: Settings, has_redis: bool) -> Iterator[Finding]:
-    """Yields a finding for each check; `has_redis`: one runs on this machine."""
+def check(facts: HostFacts, settings: Settings, has_redis: bool, is_embedded: bool) -> Iterator[Finding]:
+    """Yields a finding for each check; `has_redis`: one runs on this machine; `is_embedded`: it is ours."""
     yield synced(facts)
     yield files(facts)
     yield backlog(facts)
     yield shared_memory(facts)
+    yield memory(facts, settings, is_embedded)
     if has_redis:
         yield overcommit(facts)
         yield huge_pages(facts)
@@ -83,6 +84,19 @@ def shared_memory(facts: HostFacts) -> Finding:
         return bad(name, seen, "metrics are mapped files there: when it is full, workers die of SIGBUS", remedy)
     if facts.shm_free_bytes < _SHM_ENOUGH:
         return warn(name, seen, "metrics are mapped files there: when it is full, workers die of SIGBUS", remedy)
+    return ok(name, seen)
+
+
+def memory(facts: HostFacts, settings: Settings, is_embedded: bool) -> Finding:
+    """Judges whether what we may hold in memory is there: bodies and batches, and the embedded Redis."""
+    name = "memory"
+    needed = settings.workers * settings.max_inflight_bytes + (settings.redis_max_bytes if is_embedded else 0)
+    if facts.memory_bytes is None:
+        return unknown(name, "neither the machine nor a control group says how much there is")
+    seen = f"{size(facts.memory_bytes)}, of which ingest{' and Redis' if is_embedded else ''} may take {size(needed)}"
+    if needed > facts.memory_bytes:
+        return warn(name, seen, "under load the kernel ends one of the processes", "lower SPILLWAY_MAX_INFLIGHT_BYTES, "
+                    "SPILLWAY_WORKERS" + (" or SPILLWAY_REDIS_MAX_BYTES" if is_embedded else ""))
     return ok(name, seen)
 
 

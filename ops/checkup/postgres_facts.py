@@ -4,14 +4,12 @@ import os
 import time
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import parse_dsn
 
-from ops.checkup.redis_facts import is_local
 from workers import loader
 from workers.watchdog import Watchdog
 
@@ -191,8 +189,3 @@ def _is_open(url: str) -> bool | None:
     except psycopg2.OperationalError:
         return False
     return True
-
-
-def leads_here(url: str) -> bool:
-    """Tells whether the URL leads to this machine."""
-    return not urlsplit(url).hostname or is_local(url)

@@ -70,7 +70,10 @@ def observe(url: str) -> RedisFacts:
 
 def is_local(url: str) -> bool:
     """Tells whether a server's URL leads to this machine."""
-    host = urlsplit(url).hostname
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        return False
     return not host or host == "localhost" or is_loopback(host)
 
 

@@ -204,7 +204,7 @@ def test_a_wal_in_memory_is_bad_and_a_small_one_too(capsys, patient, tmp_path):
         status, found = examine(capsys, patient, wal_dir=str(place), data_dir=str(place / "var"))
         assert (status, found["wal disk"]["level"], found["wal room"]["level"]) == (78, "bad", "bad")
         assert found["data disk"]["level"] == "warn"
-        assert disk_facts.observe(place).kind == "tmpfs"
+        assert disk_facts.observe(place, 0).kind == "tmpfs"
     assert level(capsys, patient, "wal disk", wal_dir=str(place)) == "ok"
 
 

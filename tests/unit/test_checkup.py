@@ -208,6 +208,7 @@ DISK_CASES = [
     (disk_check.access("wal permissions", wal(mode=0o777), "SPILLWAY_WAL_DIR"), "bad", "chmod go-w /srv/wal"),
     (disk_check.access("wal permissions", wal(mode=0o755), "SPILLWAY_WAL_DIR"), "warn", "chmod o-r /srv/wal"),
     (disk_check.access("wal permissions", wal(mode=0o711), "SPILLWAY_WAL_DIR"), "ok", "711"),
+    (disk_check.access("wal permissions", wal(is_ours=False, owner=7), "SPILLWAY_WAL_DIR"), "bad", "another account"),
     (disk_check.access("wal permissions", wal(is_writable=False), "SPILLWAY_WAL_DIR"), "bad", "not writable"),
     (disk_check.access("wal permissions", wal(options=["ro"]), "SPILLWAY_WAL_DIR"), "bad", "not writable"),
     (disk_check.access("wal permissions", wal(exists=False, mode=0o777), "SPILLWAY_WAL_DIR"), "ok", "not exist yet"),
@@ -231,6 +232,9 @@ HOST_CASES = [
     (host_check.shared_memory(host(shm_free_bytes=1 << 20)), "bad", "SIGBUS"),
     (host_check.shared_memory(host(shm_free_bytes=16 << 20)), "warn", "--shm-size"),
     (host_check.shared_memory(host(shm_free_bytes=None)), "warn", "no /dev/shm"),
+    (host_check.memory(host(memory_bytes=GIB), SETTINGS, True), "warn", "SPILLWAY_REDIS_MAX_BYTES"),
+    (host_check.memory(host(memory_bytes=GIB), SETTINGS, False), "ok", "512 MiB"),
+    (host_check.memory(host(memory_bytes=None), SETTINGS, False), "unknown", ""),
     (host_check.overcommit(host(overcommit=0)), "warn", "vm.overcommit_memory=1"),
     (host_check.overcommit(host(overcommit=None)), "unknown", ""),
     (host_check.huge_pages(host(huge_pages="always")), "warn", "madvise"),
@@ -259,7 +263,7 @@ def test_where_nothing_is_wrong_nothing_is_found(monkeypatch):
     monkeypatch.setattr(postgres_check, "datetime", FixedDay)
     findings = [
         *redis_check.check(REDIS, SETTINGS), *postgres_check.check(POSTGRES, SETTINGS),
-        *disk_check.check(WAL, WAL, 0, SETTINGS, True), *host_check.check(HOST, SETTINGS, True),
+        *disk_check.check(WAL, WAL, 0, SETTINGS, True), *host_check.check(HOST, SETTINGS, True, True),
     ]
     assert [one for one in findings if one.level != "ok"] == []
     assert len({one.check for one in findings}) == len(findings) > 30
