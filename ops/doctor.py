@@ -1,4 +1,5 @@
-"""`spillway doctor`: checks what a deployment gets wrong, and says what to do about it. Changes nothing.
+"""`spillway doctor`: checks what a deployment gets wrong, and says what to do about it. Changes nothing; all that it
+writes is the probe that the service writes, too, and that goes by itself.
 
 Looks at the running stack of the data directory, with the settings that it was started with; where nothing runs, at the
 servers of REDIS_URL and DATABASE_URL; and in any case at this machine.
@@ -26,6 +27,7 @@ from wal.errors import WalError
 from wal.reader import used_bytes
 from workers.blame import Blame, blame
 
+_ENCODE = "characters such as @ : / % in a password are written %40 %3A %2F %25"
 _WIDTH = 110
 _HEAD = "{:8} {:22} {}"
 _INDENT = " " * len(_HEAD.format("", "", ""))
@@ -72,7 +74,7 @@ def _patient(settings: Settings) -> _Patient:
     facts = stack.facts()
     for pid in sorted(family.children(stack.state)):
         environ = family.environment(pid)
-        if "REDIS_URL" in environ:  # PostgreSQL has overwritten its own
+        if environ.get("SUPERVISOR_PROCESS_NAME") not in (None, "redis", "postgres"):  # theirs have limits of their own
             found = Settings.from_env(environ)
             return _Patient(stack, True, pid, found, facts.redis_url, facts.database_url, facts.embedded)
     return _Patient(stack, True, None, settings, facts.redis_url, facts.database_url, facts.embedded)
@@ -110,9 +112,6 @@ def _redis(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Finding]:
     yield host_check.skew("redis", facts.skew_s)
     if facts.is_local and facts.config:
         dirs["redis"] = facts.config.get("dir")
-
-
-_ENCODE = "characters such as @ : / % in a password are written %40 %3A %2F %25"
 
 
 def _no_redis(url: str, detail: str, cause: str) -> Finding:

@@ -3,7 +3,8 @@
     SpillwayError
     ├── SettingError    (app.errors) mend the environment; nothing was started
     └── StackFailed     the processes did not do what was asked; the message says which and why
-        └── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
+        ├── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
+        └── Silent      a part that was asked how it stands does not answer; the others are asked all the same
 """
 
 from app.errors import SpillwayError
@@ -15,3 +16,7 @@ class StackFailed(SpillwayError):
 
 class NotReady(StackFailed):
     """Every process runs, but not everything answers yet; it stays up and becomes ready when its servers do."""
+
+
+class Silent(StackFailed):
+    """A part of the running stack does not answer. The message says why, without passwords; the rest is shown."""

@@ -18,6 +18,7 @@ import psycopg2
 
 from ops import secret
 from ops.checkup.finding import size
+from ops.errors import Silent
 from ops.stack import Facts
 from workers.watchdog import Watchdog
 
@@ -31,10 +32,6 @@ SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') =
 )
 """
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
-
-
-class Silent(Exception):
-    """A part does not answer; the message says why, without passwords. The others are shown all the same."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
