@@ -163,7 +163,7 @@ def _converted(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        shown = re.sub(r"(://[^:@/]*:)[^@]*(?=@)", r"\1***", text)
+        shown = re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", text)
         raise SettingError(f"{name}={shown!r} is not allowed: {_allowed(msgspec.inspect.type_info(kind))}") from error
 
 
