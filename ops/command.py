@@ -18,6 +18,7 @@ _COMMANDS = {
     "up": "start everything",
     "down": "stop everything, and wait until it has gone",
     "status": "show what runs",
+    "doctor": "check what a deployment gets wrong, and say what to do about it",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
     "wal": "look into the write-ahead log",
     "dlq": "look through the dead letters, replay or delete them",

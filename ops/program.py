@@ -14,6 +14,8 @@ _GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).wi
 
 def command(name: str, settings: Settings) -> list[str]:
     """Returns the command of one process, which reads the rest of its settings from the environment."""
+    if name == "logs":
+        return [sys.executable, "-m", "ops.rotation"]
     if name in ("consumer", "replayer"):
         return [sys.executable, "-m", f"workers.{name}"]
     is_ingest = name == "ingest"

@@ -25,7 +25,6 @@ from ops.supervisor_client import ERRORS, Process, SupervisorClient
 
 _STOP_S = 300.0  # more than the sum of all `stopwaitsecs`
 _ORPHAN_STOP_S = 25.0  # more than gunicorn's graceful_timeout
-_MAX_LOG_BYTES = 64 << 20
 _POLL_S = 0.1
 
 
@@ -165,9 +164,6 @@ class Stack:
 
     def _launch(self, settings: Settings, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         self.log.mkdir(mode=0o700, exist_ok=True)
-        for log in self.log.glob("*.log"):
-            if log.stat().st_size > _MAX_LOG_BYTES:
-                log.rename(log.with_suffix(".log.1"))
         metrics = metrics_dir.path(self.state)
         metrics_dir.wipe(metrics)
         urls = {"REDIS_URL": facts.redis_url, "DATABASE_URL": facts.database_url}

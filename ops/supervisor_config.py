@@ -2,7 +2,7 @@
 
 Servers start first and stop last. Every program writes to its own log itself, not into a pipe that supervisord would
 have to empty: a stopped supervisord must not block what it started. `stdout_logfile` names the same file, for
-`supervisorctl tail`.
+`supervisorctl tail`; the program `logs` keeps it from growing without bound (`ops/rotation.py`).
 """
 
 import os
@@ -30,6 +30,8 @@ nodaemon=true
 silent=true
 pidfile=%(here)s/supervisord.pid
 logfile=%(here)s/log/supervisord.log
+logfile_maxbytes={log_max_bytes}
+logfile_backups=1
 directory=%(here)s
 {user}
 [rpcinterface:supervisor]
@@ -78,6 +80,7 @@ _PROGRAMS = {
     "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
+    "logs": _Program(60, 30),
 }
 
 
@@ -113,11 +116,11 @@ def render(
         "replayer": program.command("replayer", settings),
         "admin": program.command("admin", settings),
         "ingest": program.command("ingest", settings),
+        "logs": program.command("logs", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
-    parts = [_HEAD.format(user=user), *(
-        _section(name, command, settings, overrides.get(name, {})) for name, command in commands.items()
-    )]
+    head = _HEAD.format(user=user, log_max_bytes=settings.log_max_bytes)
+    parts = [head, *(_section(name, command, settings, overrides.get(name, {})) for name, command in commands.items())]
     pool = _POOL.format(count=settings.consumers)
     return "".join(part + pool if part.startswith("\n[program:consumers]") else part for part in parts)
 

@@ -185,6 +185,8 @@ def _count(entries: Sequence[Entry], outcome: Outcome) -> None:
     stored = [entries[index].batch for index in outcome.stored]
     metric.load_batches.observe(len(entries))
     metric.loaded_batches.inc(len(stored))
+    if stored:
+        metric.last_load_at.set_to_current_time()
     metric.loaded_events.inc(sum(batch.count for batch in stored) - outcome.dead_count)
     metric.loaded_bytes.inc(sum(len(batch.payload) for batch in stored))
     metric.duplicate_batches.inc(len(outcome.duplicates))

@@ -37,6 +37,12 @@ _OPTIONS = "-c statement_timeout={0}s -c idle_in_transaction_session_timeout={0}
 _LOCK_TIMEOUT_S = 10
 
 
+def parameters(url: str, name: str, timeout_s: int) -> dict[str, Any]:
+    """Returns how the loader connects; `spillway doctor` looks at what becomes of it. Raises psycopg2.Error."""
+    options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
+    return {**_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url)}
+
+
 class Outcome(NamedTuple):
     """What became of the batches of a load, by their positions in it.
 
@@ -68,10 +74,7 @@ class Loader:
     """
 
     def __init__(self, url: str, name: str, partition_days: int, timeout_s: int) -> None:
-        options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
-        self._parameters = {
-            **_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url),
-        }
+        self._parameters = parameters(url, name, timeout_s)
         self._partition_days = partition_days
         self._watchdog = Watchdog(timeout_s)
         self._connection: Connection | None = None

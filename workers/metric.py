@@ -1,6 +1,6 @@
 """The consumers' metrics. Labels come from closed sets alone; `ops/REFERENCE.md` says what each one means."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 loaded_batches = Counter("ingest_loaded_batches_total", "Batches committed to PostgreSQL.")
 loaded_events = Counter("ingest_loaded_events_total", "Events committed to PostgreSQL.")
@@ -17,6 +17,9 @@ replayed_events = Counter("ingest_replayed_events_total", "Events shipped from t
 failed_replays = Counter("ingest_failed_replays_total", "Rounds of the replayer that Redis ended.")
 wal_torn = Counter("ingest_wal_torn_records_total", "Records cut short by a crash before they were acknowledged.")
 wal_corrupt = Counter("ingest_wal_corrupt_records_total", "Acknowledged records that the disk has damaged: lost data.")
+last_load_at = Gauge(
+    "ingest_last_load_timestamp_seconds", "When a batch was last committed; 0: not yet.", multiprocess_mode="max",
+)
 load_seconds = Histogram(
     "ingest_load_seconds", "From the first ledger row to COMMIT.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),

@@ -16,7 +16,9 @@ import pytest
 from ops import family
 from tests.conftest import ROOT, pick_port, until
 
-PROGRAMS = {"redis", "postgres", "ingest", "replayer", "admin", "consumers:consumer-00", "consumers:consumer-01"}
+PROGRAMS = {
+    "redis", "postgres", "ingest", "replayer", "admin", "logs", "consumers:consumer-00", "consumers:consumer-01",
+}
 
 
 def post(url, message):
@@ -203,6 +205,8 @@ def test_a_container_s_programs_run_without_supervisor(stack, redis_url, databas
     finally:
         container.terminate()
     assert container.wait(60) == 0, log.read_text()
+    assert {"consumer_started", "Booting"} <= set(log.read_text().split()), "they log to where the container shows it"
+    assert not list(running.state.rglob("*.log"))
     assert not Path(f"/proc/{container.pid}").exists()
     assert not answers(facts["ingest_url"])
 

@@ -34,13 +34,15 @@ def processes(options):
 
 def test_the_programs_have_the_names_that_operators_are_promised(tmp_path):
     assert set(processes(parsed(tmp_path, consumers=3))) == {
-        "redis", "postgres", "admin", "ingest", "replayer", "consumers:consumer-00", "consumers:consumer-01",
+        "redis", "postgres", "admin", "ingest", "replayer", "logs", "consumers:consumer-00", "consumers:consumer-01",
         "consumers:consumer-02",
     }
 
 
 def test_servers_that_are_not_embedded_have_no_program(tmp_path):
-    assert set(processes(parsed(tmp_path, {}, consumers=1))) == {"admin", "ingest", "replayer", "consumers:consumer-00"}
+    assert set(processes(parsed(tmp_path, {}, consumers=1))) == {
+        "admin", "ingest", "replayer", "logs", "consumers:consumer-00",
+    }
 
 
 def test_servers_start_first_and_stop_last(tmp_path):
@@ -122,3 +124,10 @@ def test_a_program_may_have_another_environment_than_the_others(tmp_path):
         "REDIS_URL": url, "SPILLWAY_CONSUMER_NAME": "web1-00",
     }
     assert not found["replayer"].environment
+
+
+def test_the_log_of_supervisord_itself_has_the_same_bound(tmp_path):
+    text = supervisor_config.render(Settings(log_max_bytes=4096), {}, {})
+    assert "\nlogfile_maxbytes=4096\nlogfile_backups=1\n" in text
+    config = parsed(tmp_path, log_max_bytes=4096)
+    assert (config.logfile_maxbytes, config.logfile_backups) == (4096, 1)
