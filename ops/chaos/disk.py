@@ -63,16 +63,29 @@ class Ext4:
         return began_at, time.monotonic_ns()
 
     def has_rebooted(self) -> bool:
-        """Mounts it anew, unless anybody has a file open; returns whether it did."""
+        """Mounts it anew, unless anybody has a file open; returns whether it did.
+
+        Raises:
+            ChaosFailed: Somebody has another mount of it.
+        """
         if subprocess.run(["umount", self.root], stderr=subprocess.DEVNULL).returncode:
             return False
         self._mount().check_returncode()
+        try:
+            os.listdir(self.root)
+        except OSError as error:
+            raise ChaosFailed(f"{self.root} did not come back ({error}): another mount namespace has it mounted too, "
+                              "such as that of a container that was started meanwhile") from error
         return True
 
     def reboot(self) -> None:
-        """Mounts it anew, from what is on the device. Fails while anybody has a file open."""
-        subprocess.run(["umount", self.root], check=True)
-        self._mount().check_returncode()
+        """Mounts it anew, from what is on the device.
+
+        Raises:
+            ChaosFailed: Somebody has a file open, or another mount of it.
+        """
+        if not self.has_rebooted():
+            raise ChaosFailed(f"{self.root} is in use")
 
     def _allocate(self) -> None:
         with self._image.open("ab") as image:
