@@ -176,6 +176,18 @@ class Files:
         fcntl.flock(fd, fcntl.LOCK_UN)
         return False
 
+    def hold(self, directory: Path) -> int | None:
+        """Locks the directory while the descriptor that it returns is open; None: somebody else has it locked."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno == errno.EWOULDBLOCK:
+                return None
+            raise
+        return fd
+
     def copy(self, source: Path, target: Path) -> None:
         """Copies the file, whole or not at all.
 
