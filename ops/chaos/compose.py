@@ -38,7 +38,7 @@ class Compose(Target):
         self._admin_url = admin_url
         self._began_at = time.time()
         found: list[str] = self._inspected(self._ids("ingestor")[0])["Config"]["Env"]
-        self.environment = dict(one.split("=", 1) for one in found)
+        self.environment = variables(found)
         self._ingest_url = ingest_url
         super().__init__(self._places())
 
@@ -94,7 +94,7 @@ class Compose(Target):
             for one in self._ids(service):
                 done = subprocess.run(["docker", "logs", "--since", since, one], capture_output=True, text=True)
                 found += log_lines("", (done.stdout + done.stderr).splitlines())
-        return sorted((_attributed(line) for line in found), key=lambda line: line.at)
+        return sorted((attributed(line) for line in found), key=lambda line: line.at)
 
     def _places(self) -> Places:
         return Places(self._ingest_url, self._admin_url, self._url("REDIS_URL"), self._url("DATABASE_URL"))
@@ -130,10 +130,15 @@ class Compose(Target):
         return _output(["docker", *words])
 
 
-def _attributed(line: LogLine) -> LogLine:
+def variables(words: Sequence[str]) -> dict[str, str]:
+    """Returns the environment that Docker lists; what Compose passes on, and does not have itself, is a name alone."""
+    return dict(one.split("=", 1) for one in words if "=" in one)
+
+
+def attributed(line: LogLine) -> LogLine:
     """Returns the line with the program that its head names; a consumer's there is its container's name."""
     name = line.text.split(" ", 3)[2]
-    program = name if name in ("ingest", "replayer", "admin") else f"consumer {name}"
+    program = name if name in ("ingest", "replayer", "admin", "run") else f"consumer {name}"
     return LogLine(line.at, program, line.event, line.text)
 
 
