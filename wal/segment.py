@@ -155,9 +155,8 @@ class Segment:
             OSError: The disk failed.
         """
         if size < _SMALL_BYTES:
-            self._store(records, size)
-        else:
-            self._write(records, size)
+            self._write_ahead(size)
+        self._write(records, size)
         self._end, self._sequence = self._end + size, self._sequence + len(records)
 
     def sync(self) -> None:
@@ -193,19 +192,17 @@ class Segment:
             self._files.sync_directory(self.path.parent)
         self._close()
 
-    def _store(self, records: Sequence[bytes], size: int) -> None:
-        """Stores a small group, in pages that are there."""
+    def _write_ahead(self, size: int) -> None:
+        """Sees to it that the blocks of a small group are there and marked as in use."""
         start, end = self._end, self._end + size
         if end > self._ahead_upto:
             behind, self._ahead_upto = self._ahead_upto, min(aligned(end, PAGE_BYTES) + _AHEAD_BYTES, self.size)
             # A sync writes a page as a whole: larger ones would be quicker, and more than such a group needs.
             step = max(PAGE_BYTES, 1 << size.bit_length() - 2)
             self._files.fill(self._fd, max(behind, aligned(start, PAGE_BYTES)), self._ahead_upto, step)
-        frames = frame.encode_all(self._seed, start, records, self._sequence, self._durable_upto)
-        self._mapping[start:end] = b"".join(frames)
 
     def _write(self, records: Sequence[bytes], size: int) -> None:
-        """Writes a large group, window by window: that brings its pages, for each of which a store would take a fault.
+        """Writes a group, window by window: that brings its pages, for each of which a store would take a fault.
 
         The first head shows it to the reader, and so it comes last, as a store.
         """
@@ -222,7 +219,7 @@ class Segment:
             upto = offset = upto + self._files.write(self._fd, pieces, upto)
             pieces = []
             # All but the first head's page: the disk is at it while the rest, and the first record, is checksummed.
-            if (complete_upto := upto & -PAGE_BYTES) > begun_upto:
+            if size >= _SMALL_BYTES and (complete_upto := upto & -PAGE_BYTES) > begun_upto:
                 self._files.begin_sync(self._fd, begun_upto, complete_upto)
                 begun_upto = complete_upto
         if upto != self._end + size:
