@@ -17,7 +17,7 @@ PAGE_BYTES = 512  # smaller than real ones, so that small segments have many
 # What may fail on a real disk; the rest only looks at memory, or its failure has no meaning (closing, unlocking).
 FALLIBLE = (
     "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "fill",
-    "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
+    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
 )
 # What changes the disk: between two of these, one moment of a power cut is like another.
 CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "copy")
