@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": "run some of the programs in the foreground without supervisor, as a container does",
     "wal": "look into the write-ahead log",
     "dlq": "look through the dead letters, replay or delete them",
+    "audit": "tell whether everything that was accepted is accounted for",
     "psql": "open the database, or run one statement in it",
     "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
 }
