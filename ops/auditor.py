@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _LOOKS = 5
 _PAUSE_S = 0.5
 _CLOSED_AFTER = timedelta(minutes=2)  # then clocks that differ a little add nothing to a minute either
+_REMEMBERED = timedelta(days=1)
 
 # Keys: the hash. Arguments: the minute before which counts are taken away, then fields and values in turn. A field that
 # has another value by now is of a minute that is moving: nothing is done.
@@ -88,6 +89,7 @@ class Auditor:
         self._census = census
         self._pause = pause
         self._done: dict[str, Mapping[str, int]] | None = None
+        self._open: set[str] = set()
 
     def audit(self, since: datetime) -> Report:
         """Audits all minutes since then, in PostgreSQL too, and older ones as far as Redis has counts of them.
@@ -100,7 +102,8 @@ class Auditor:
     def audit_news(self, since: datetime) -> Report:
         """Audits what it has not found balanced before, with the same counts; `since` is where it begins to.
 
-        PostgreSQL counts the rows of each minute a few times so, and not for ever.
+        So PostgreSQL counts the rows of each minute a few times, and not for ever. What does not balance is audited
+        again until it does, for a day.
 
         Raises:
             NotReady: A server is away.
@@ -110,7 +113,8 @@ class Auditor:
             if self._done is None:
                 self._done = {minute: found for minute, found in counts.items() if minute < first}
             done = self._done
-            return {minute for minute in {*counts, *window} if done.get(minute) != counts.get(minute, {})}
+            self._done = done = {minute: found for minute, found in done.items() if minute in counts or minute >= first}
+            return {minute for minute in {*counts, *window, *self._open} if done.get(minute) != counts.get(minute, {})}
 
         report = self._repeated(wanted)
         self._note_done(report)
@@ -134,6 +138,8 @@ class Auditor:
         assert self._done is not None
         now = datetime.now(UTC)
         closed, = minutes_since(now - _CLOSED_AFTER, now - _CLOSED_AFTER)
+        oldest, = minutes_since(now - _REMEMBERED, now - _REMEMBERED)
+        self._open = {finding.minute for finding in report.findings if finding.minute >= oldest}
         open_minutes = report.moving | {finding.minute for finding in report.findings}
         self._done |= {
             minute: bucket.counts for minute, bucket in report.buckets.items()

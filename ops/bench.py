@@ -84,7 +84,7 @@ def _stack(**settings: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="spillway-bench-") as directory:
         environ = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
         ports = zip(_PORTS, map(str, _free_ports(len(_PORTS))))
-        environ |= {"SPILLWAY_DATA_DIR": directory, **dict(ports), **settings}
+        environ |= {"SPILLWAY_DATA_DIR": directory, "SPILLWAY_CANARY": "off", **dict(ports), **settings}
         spillway = [sys.executable, "-m", "ops.command"]
         subprocess.run([*spillway, "up", "--detach"], env=environ, check=True, stdout=subprocess.DEVNULL)
         try:

@@ -106,7 +106,8 @@ class Census:
     def __init__(self, client: redis.Redis, database_url: str, timeout_s: int) -> None:
         self._client = client
         self._parameters: dict[str, Any] = {
-            "dsn": database_url, "connect_timeout": 5, "application_name": "spillway audit",
+            "dsn": database_url, "connect_timeout": 5, "application_name": "spillway audit", "keepalives_idle": 5,
+            "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 8000,
             "options": f"-c statement_timeout={timeout_s}s",
         }
 

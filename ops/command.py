@@ -19,6 +19,7 @@ _COMMANDS = {
     "down": "stop everything, and wait until it has gone",
     "status": "show what runs",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
+    "watch": "audit every minute and send canaries, shown as metrics; one of the programs that `up` starts",
     "wal": "look into the write-ahead log",
     "dlq": "look through the dead letters, replay or delete them",
     "audit": "tell whether everything that was accepted is accounted for",

@@ -78,6 +78,7 @@ _PROGRAMS = {
     "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
+    "watch": _Program(60, 10),
 }
 
 
@@ -110,6 +111,7 @@ def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
         "replayer": program.command("replayer", settings),
         "admin": program.command("admin", settings),
         "ingest": program.command("ingest", settings),
+        "watch": program.command("watch", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
     parts = [_HEAD.format(user=user), *(_section(name, command, settings) for name, command in commands.items())]

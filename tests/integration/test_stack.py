@@ -16,7 +16,9 @@ import pytest
 from ops import family
 from tests.conftest import ROOT, pick_port, until
 
-PROGRAMS = {"redis", "postgres", "ingest", "replayer", "admin", "consumers:consumer-00", "consumers:consumer-01"}
+PROGRAMS = {
+    "redis", "postgres", "ingest", "replayer", "admin", "watch", "consumers:consumer-00", "consumers:consumer-01",
+}
 
 
 def post(url, message):
@@ -169,7 +171,7 @@ def test_servers_that_are_not_ours_may_come_later(stack):
         REDIS_URL=f"redis://127.0.0.1:{pick_port()}/0",
         DATABASE_URL=f"postgresql://nobody@127.0.0.1:{pick_port()}/none",
     )
-    waiting = running.spillway("up", "--detach", "--wait", "3", status=os.EX_TEMPFAIL)
+    waiting = running.spillway("up", "--detach", "--wait", "10", status=os.EX_TEMPFAIL)
     assert "PostgreSQL does not answer" in waiting.stderr
     assert "admin is not ready" in waiting.stderr
     states = {process["name"]: process["state"] for process in running.facts["processes"]}
@@ -194,7 +196,7 @@ def test_a_container_s_programs_run_without_supervisor(stack, redis_url, databas
     log = tmp_path / "log"
     with log.open("wb") as file:
         container = subprocess.Popen(
-            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer"],
+            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer", "watch"],
             env=running.environ, stdout=file, stderr=file,
         )
     try:
