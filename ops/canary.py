@@ -108,7 +108,7 @@ class Canary:
         try:
             for one in due:
                 self._look_for(one)
-            self._note_away(None)
+                self._note_away(None)
         except psycopg2.Error as error:
             self._close()
             for one in self.flights:

@@ -19,19 +19,19 @@ from ops.balance import Bucket
 from ops.errors import NotReady
 from ops.invariant import PENDING, State, state
 
-_PAGE_BYTES = 2 << 20
+_PAGE_BYTES, _PAGE_ENTRIES = 1 << 20, 500  # some ms, in which Redis serves nobody else
 _MINUTE = "%Y-%m-%dT%H:%M"
 
-# Keys: a stream. Arguments: the id to begin at, bytes after which a page ends, the group if its entries are to be
-# pending once they were delivered. Returns the id to go on after, or false at the end; events by minute, of batches and
-# of lone events, in turn; how many entries are no batch; ids that were delivered and are not pending: nobody will get
-# them again. Payloads stay where they are.
+# Keys: a stream. Arguments: the id to begin at, bytes and entries after which a page ends, the group if its entries are
+# to be pending once they were delivered. Returns the id to go on after, or false at the end; events by minute, of
+# batches and of lone events, in turn; ids that were delivered and are not pending: nobody will get them again. What is
+# no batch counts nothing. Payloads stay where they are.
 _PAGE = PENDING + """
-local start, budget, group = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local start, budget, most, group = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local delivered = group ~= '' and last_delivered(group) or false
-local whole, lone, strangers, orphans, bytes, width = {}, {}, 0, {}, 0, 1
+local whole, lone, orphans, bytes, width = {}, {}, {}, 0, 1
 local last = false
-while bytes < budget do
+while bytes < budget and most > 0 do
   local entries = redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', width)
   if #entries == 0 then last = false break end
   local size = 0
@@ -44,25 +44,22 @@ while bytes < budget do
     end
     local minute = string.match(named.received_at or '', '^(%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d):')
     local events = named.batch_id and named.payload and string.match(named.count or '', '^[1-9]%d*$')
-    if not (minute and events) or named.reason == 'not_an_entry' then
-      strangers = strangers + 1
-    elseif named.event_index then
-      lone[minute] = (lone[minute] or 0) + events
-    else
-      whole[minute] = (whole[minute] or 0) + events
+    if minute and events and named.reason ~= 'not_an_entry' then
+      local sums = named.event_index and lone or whole
+      sums[minute] = (sums[minute] or 0) + events
     end
     if delivered and not is_after(last, delivered) and not owner(group, last) then orphans[#orphans + 1] = last end
   end
   start = '(' .. last
-  bytes = bytes + size
-  width = size < 65536 and math.min(width * 2, 256) or 1
+  bytes, most = bytes + size, most - #entries
+  width = size < 65536 and math.min(width * 2, 16) or 1
 end
 local function listed(sums)
   local flat = {}
   for minute, events in pairs(sums) do flat[#flat + 1] = minute; flat[#flat + 1] = events end
   return flat
 end
-return {last, listed(whole), listed(lone), strangers, orphans}
+return {last, listed(whole), listed(lone), orphans}
 """
 
 _IS_MADE = "SELECT to_regclass('log_batches') IS NOT NULL AND to_regclass('log_events') IS NOT NULL"
@@ -148,12 +145,12 @@ class Census:
         script = self._client.register_script(_PAGE)
         last, orphans = "-", []
         while last:
-            page: Any = script(keys=(key,), args=(last, _PAGE_BYTES, group))
+            page: Any = script(keys=(key,), args=(last, _PAGE_BYTES, _PAGE_ENTRIES, group))
             for sums, attribute in ((page[1], name), (page[2], f"{name}_lone")):
                 for minute, events in zip(sums[::2], sums[1::2]):
                     bucket = buckets.setdefault(minute.decode(), Bucket())
                     setattr(bucket, attribute, getattr(bucket, attribute) + events)
-            orphans += [entry_id.decode() for entry_id in page[4]]
+            orphans += [entry_id.decode() for entry_id in page[3]]
             last = f"({page[0].decode()}" if page[0] else ""
         return orphans
 

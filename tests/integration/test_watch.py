@@ -252,6 +252,7 @@ def test_a_canary_that_is_late_is_not_lost_until_the_database_has_answered_for_t
     journal.drain(redis_url, database_url)
     pass_by(10)
     assert not canary.flights and "canary_came_late" in caplog.text
+    assert caplog.text.count("canary_waiting") == 1 == caplog.text.count("canary_resumed")
 
 
 def test_a_canary_that_is_refused_is_counted_and_said_once(changed, database_url, caplog):
