@@ -55,7 +55,10 @@ class Bounds(NamedTuple):
     stream_max_bytes: int
 
 
-_Waiting = tuple[Batch | None, "AsyncResult[str]"]
+class _Waiting(NamedTuple):
+    batch: Batch | None
+    result: "AsyncResult[str]"
+    is_for_wal: bool = False
 
 
 class Committer:
@@ -87,8 +90,11 @@ class Committer:
         spawn(self._run)
         spawn(self._probe)
 
-    def commit(self, batch: Batch | None) -> str:
+    def commit(self, batch: Batch | None, is_for_wal: bool = False) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
+
+        Args:
+            is_for_wal: Not to be offered to the stream. That says nothing about the stream: others go there.
 
         Raises:
             NotDurable: Nothing did; whether it is stored is unknown.
@@ -97,7 +103,7 @@ class Committer:
             Durable on return.
         """
         result: AsyncResult[str] = AsyncResult()
-        self._waiting.append((batch, result))
+        self._waiting.append(_Waiting(batch, result, is_for_wal))
         self._has_waiting.set()
         return result.get()  # type: ignore[no-any-return]
 
@@ -106,8 +112,7 @@ class Committer:
             self._has_waiting.wait()
             group = self._take()
             try:
-                left = group if self._is_wal_first or not self._is_available else self._streamed(group)
-                self._spilled(left)
+                self._spilled(group if self._is_wal_first or not self._is_available else self._streamed(group))
             except Exception as error:
                 # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
                 logger.exception(log.line("commit_failed"))
@@ -116,7 +121,7 @@ class Committer:
     def _take(self) -> list[_Waiting]:
         """Takes waiting batches, oldest first, up to the bytes of a group, and at least one."""
         size, count = 0, 0
-        for batch, _ in self._waiting:
+        for batch, *_ in self._waiting:
             size += len(batch.payload) if batch else 0
             if count and size > _MAX_GROUP_BYTES:
                 break
@@ -129,28 +134,30 @@ class Committer:
 
     def _streamed(self, group: list[_Waiting]) -> list[_Waiting]:
         """Appends a group to the stream, answers what that confirmed, and returns the rest."""
+        left = [one for one in group if one.is_for_wal]
+        if left and not (group := [one for one in group if not one.is_for_wal]):
+            return left
         try:
             with self._stream_turn, gevent.Timeout(self._bounds.deadline_s):
-                outcomes = iter(self._stream.append([batch for batch, _ in group if batch]))
+                outcomes = iter(self._stream.append([one.batch for one in group if one.batch]))
         except gevent.Timeout:
             self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
-            return group
+            return group + left
         except StreamUnavailable as error:
             self._note(error)
-            return group
-        left = []
-        for batch, result in group:
-            refusal = next(outcomes) if batch else None
+            return group + left
+        for one in group:
+            refusal = next(outcomes) if one.batch else None
             if refusal is None:
-                result.set(STREAM)
+                one.result.set(STREAM)
             else:
                 self._note(refusal)
-                left.append((batch, result))
+                left.append(one)
         return left
 
     def _spilled(self, group: list[_Waiting]) -> None:
         """Writes what is left of a group to the WAL and answers it."""
-        batches = [batch for batch, _ in group if batch]
+        batches = [one.batch for one in group if one.batch]
         try:
             if batches:
                 self._has_spilled = True
@@ -162,9 +169,9 @@ class Committer:
         except NotDurable as error:
             self._wal_failure = error
             _fail(group, error)
-        for _, result in group:
-            if not result.ready():
-                result.set(WAL)
+        for one in group:
+            if not one.result.ready():
+                one.result.set(WAL)
 
     def _probe(self) -> None:
         """Looks after the stream on a connection of its own, and ends a segment that nothing more will go to."""
@@ -213,6 +220,6 @@ class Committer:
 
 
 def _fail(group: list[_Waiting], error: NotDurable) -> None:
-    for _, result in group:
-        if not result.ready():
-            result.set_exception(error)
+    for one in group:
+        if not one.result.ready():
+            one.result.set_exception(error)

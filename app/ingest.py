@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hmac import compare_digest
 
 import falcon
 import gevent
@@ -47,7 +48,7 @@ class Ingest:
                 sent = self._read(req, hold)
                 accepted = self._batch(req, sent, now_ns)
                 hold(len(accepted.payload))
-                durability = self._commit(accepted)
+                durability = self._commit(accepted, self._is_for_wal(req))
             metric.body_bytes.inc(len(sent))
             self._acknowledge(resp, accepted, durability)
         except Rejected as error:
@@ -101,9 +102,14 @@ class Ingest:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")
         return made
 
-    def _commit(self, accepted: batch.Batch) -> str:
+    def _is_for_wal(self, req: Request) -> bool:
+        """Tells whether it is our canary that asks for the WAL; to anybody else the header means nothing."""
+        token, given = self._settings.canary_token, req.get_header(batch.CANARY_HEADER)
+        return bool(token) and given is not None and compare_digest(given.encode(), token.encode())
+
+    def _commit(self, accepted: batch.Batch, is_for_wal: bool) -> str:
         with metric.commit_seconds.time():
-            return self._committer.commit(accepted)  # HANDOVER 1 or 2
+            return self._committer.commit(accepted, is_for_wal)  # HANDOVER 1 or 2
 
     def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
         metric.accepted_batches.labels(durability).inc()

@@ -99,6 +99,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=86_400),
         _doc("For how long a consumer may leave a batch alone before others take it over, s."),
     ] = 60
+    canary: Annotated[
+        Literal["on", "off"], _doc("`on`: an event of service `spillway-canary` every 30 s, looked for in the table.")
+    ] = "on"
+    canary_token: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9_-]{16,200}$"),
+        _doc("Secret by which the canary asks ingest for the WAL; unset: made anew at every start."),
+    ] = ""
     partition_days: Annotated[int, Meta(ge=1, le=366), _doc("Daily partitions of `log_events` created ahead.")] = 7
     log_max_bytes: Annotated[
         Bytes, _doc("Size of a log file from which on its older part moves to `<name>.log.1`.")

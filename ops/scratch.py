@@ -41,14 +41,16 @@ def stack(state: Path, override: Callable[[str, str], Overrides] | None = None, 
     Args:
         state: Its data directory.
         override: Given the URLs of Redis and of PostgreSQL, returns what programs have in their environment instead.
-        changes: Settings by their names in the environment; others are those of ours, but for servers and ports.
+        changes: Settings by their names in the environment; others are those of ours, but for servers and ports, and
+            the canary, which is off.
 
     Raises:
         SettingError, StackFailed: It cannot be started.
     """
     kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", *_PORTS)}
     ports = zip(_PORTS, map(str, free_ports(len(_PORTS))))
-    environ = {**kept, **dict(ports), "SPILLWAY_DATA_DIR": str(state), "SPILLWAY_WAL_DIR": "", **changes}
+    own = {"SPILLWAY_DATA_DIR": str(state), "SPILLWAY_WAL_DIR": "", "SPILLWAY_CANARY": "off"}
+    environ = {**kept, **dict(ports), **own, **changes}
     settings = Settings.from_env(environ)
     one = Stack(settings.state)
     with one.lock():

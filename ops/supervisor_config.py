@@ -81,6 +81,7 @@ _PROGRAMS = {
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
     "logs": _Program(60, 30),
+    "watch": _Program(55, 10),
 }
 
 
@@ -117,6 +118,7 @@ def render(
         "admin": program.command("admin", settings),
         "ingest": program.command("ingest", settings),
         "logs": program.command("logs", settings),
+        "watch": program.command("watch", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
     head = _HEAD.format(user=user, log_max_bytes=settings.log_max_bytes)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app import log
 from app.appender import Appender
-from app.batch import Batch, from_record
+from app.batch import Batch, from_record, is_canary
 from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
 from wal.errors import WalError
@@ -104,8 +104,9 @@ class Replayer:
 
     def _ship(self) -> int:
         self._appender.probe(self._stream_max_bytes * 9 // 10)
-        self._note_started()
         batches = self._unsent
+        if not all(map(is_canary, batches)):
+            self._note_started()
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         refused = [outcome for outcome in outcomes if outcome]
         count = len(batches) - len(refused)

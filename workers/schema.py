@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
 _IS_MADE = """
 SELECT to_regclass('log_events_default') IS NOT NULL AND EXISTS (
-    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'dead_events'
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'entry_id'
 )
 """
 _MAKE = """
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS log_events (
 ) PARTITION BY RANGE (ts);
 COMMENT ON COLUMN log_events.severity IS 'OpenTelemetry severity number, 1 to 24, where the level says one';
 CREATE INDEX IF NOT EXISTS log_events_ts ON log_events USING brin (ts);
+CREATE INDEX IF NOT EXISTS log_events_received_at ON log_events USING brin (received_at) WITH (autosummarize = on);
 CREATE TABLE IF NOT EXISTS log_events_default PARTITION OF log_events DEFAULT;
 CREATE TABLE IF NOT EXISTS log_batches (
     batch_id uuid PRIMARY KEY,
@@ -49,17 +50,23 @@ CREATE TABLE IF NOT EXISTS log_batches (
 );
 ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS dead_events integer[] NOT NULL DEFAULT '{}';
 COMMENT ON COLUMN log_batches.dead_events IS 'batch_index of events that were refused and are not stored';
+ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS entry_id text;
+COMMENT ON COLUMN log_batches.entry_id IS 'the stream entry by which the batch came to be stored';
+CREATE INDEX IF NOT EXISTS log_batches_received_at ON log_batches USING brin (received_at) WITH (autosummarize = on);
 """
 
 ENTER = """
-INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at)
-SELECT id, decode(sha256, 'hex'), events, received_at
-FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[]) AS fresh (id, sha256, events, received_at)
+INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at, entry_id)
+SELECT id, decode(sha256, 'hex'), events, received_at, entry_id
+FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[], %s::text[])
+    AS fresh (id, sha256, events, received_at, entry_id)
 ORDER BY id
 ON CONFLICT (batch_id) DO NOTHING
 RETURNING batch_id::text
 """
-KNOWN = "SELECT batch_id::text, encode(body_sha256, 'hex') FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
+KNOWN = """
+SELECT batch_id::text, encode(body_sha256, 'hex'), entry_id FROM log_batches WHERE batch_id = ANY (%s::uuid[])
+"""
 FORGET = "DELETE FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
 LACKING = "SELECT batch_id::text, dead_events FROM log_batches WHERE batch_id = ANY (%s::uuid[]) ORDER BY 1 FOR UPDATE"
 ADD_LACKING = "UPDATE log_batches SET dead_events = dead_events || %s::integer[] WHERE batch_id = %s"

@@ -18,7 +18,8 @@ from ops import family
 from tests.conftest import ROOT, pick_port, until
 
 PROGRAMS = {
-    "redis", "postgres", "ingest", "replayer", "admin", "logs", "consumers:consumer-00", "consumers:consumer-01",
+    "redis", "postgres", "ingest", "replayer", "admin", "watch", "logs", "consumers:consumer-00",
+    "consumers:consumer-01",
 }
 
 
@@ -172,7 +173,7 @@ def test_servers_that_are_not_ours_may_come_later(stack):
         REDIS_URL=f"redis://127.0.0.1:{pick_port()}/0",
         DATABASE_URL=f"postgresql://nobody@127.0.0.1:{pick_port()}/none",
     )
-    waiting = running.spillway("up", "--detach", "--wait", "3", status=os.EX_TEMPFAIL)
+    waiting = running.spillway("up", "--detach", "--wait", "10", status=os.EX_TEMPFAIL)
     assert "PostgreSQL does not answer" in waiting.stderr
     assert "admin is not ready" in waiting.stderr
     states = {process["name"]: process["state"] for process in running.facts["processes"]}
@@ -199,7 +200,7 @@ def container(stack, redis_url, database_url, tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer"],
+            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer", "watch"],
             env=running.environ, stdout=file, stderr=file,
         )
     try:

@@ -34,14 +34,15 @@ def processes(options):
 
 def test_the_programs_have_the_names_that_operators_are_promised(tmp_path):
     assert set(processes(parsed(tmp_path, consumers=3))) == {
-        "redis", "postgres", "admin", "ingest", "replayer", "logs", "consumers:consumer-00", "consumers:consumer-01",
+        "redis", "postgres", "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
+        "consumers:consumer-01",
         "consumers:consumer-02",
     }
 
 
 def test_servers_that_are_not_embedded_have_no_program(tmp_path):
     assert set(processes(parsed(tmp_path, {}, consumers=1))) == {
-        "admin", "ingest", "replayer", "logs", "consumers:consumer-00",
+        "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
     }
 
 
