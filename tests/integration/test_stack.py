@@ -169,7 +169,7 @@ def test_servers_that_are_not_ours_may_come_later(stack):
         REDIS_URL=f"redis://127.0.0.1:{pick_port()}/0",
         DATABASE_URL=f"postgresql://nobody@127.0.0.1:{pick_port()}/none",
     )
-    waiting = running.spillway("up", "--detach", "--wait", "3", status=os.EX_TEMPFAIL)
+    waiting = running.spillway("up", "--detach", "--wait", "6", status=os.EX_TEMPFAIL)
     assert "PostgreSQL does not answer" in waiting.stderr
     assert "admin is not ready" in waiting.stderr
     states = {process["name"]: process["state"] for process in running.facts["processes"]}
