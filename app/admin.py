@@ -69,7 +69,11 @@ class WalCollector(Collector):
         self._quarantine = quarantine
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Yields the gauges; raises nothing."""
+        """Yields the gauges.
+
+        Raises:
+            WalError, OSError: The disk fails. No metrics at all are told then: the target counts as down.
+        """
         found = segments(self._directory) if self._directory.is_dir() else []
         age_s = max(0.0, time.time() - oldest_at_ns(found[0]) / 1e9) if found else 0.0
         size = used_bytes(self._directory) if found else 0
