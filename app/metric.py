@@ -5,6 +5,8 @@ from prometheus_client import Counter, Histogram
 _LOG = ["durability"]
 
 requests = Counter("ingest_requests_total", "Requests to /ingest by status code.", ["status"])
+for _status in (202, 500, 503):  # there from the start, so that the first one is an increase
+    requests.labels(_status)
 rejected = Counter("ingest_rejected_requests_total", "Requests to /ingest refused, by cause.", ["cause"])
 accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)
 accepted_events = Counter("ingest_accepted_events_total", "Events acknowledged, by the log that holds them.", _LOG)

@@ -27,6 +27,9 @@ canary_latency = Histogram(
 )
 canary_sent = Counter("ingest_canary_sent_total", "Canaries sent, by the way.", _PATH)
 canary_lost = Counter("ingest_canary_lost_total", "Canaries accepted that are no row within their deadline.", _PATH)
+for _path in ("stream", "wal"):  # there from the start, so that the first one is an increase
+    canary_sent.labels(_path)
+    canary_lost.labels(_path)
 canary_refused = Counter("ingest_canary_refused_total", "Canaries that were not accepted.")
 canary_timestamp = Gauge(
     "ingest_canary_timestamp_seconds", "When the last canary became a row, since 1970.", multiprocess_mode=_LATEST

@@ -24,7 +24,7 @@ def command(name: str, settings: Settings) -> list[str]:
     is_ingest = name == "ingest"
     host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
     workers = settings.workers if is_ingest else 1
-    app = "app.edge:get_app()" if is_ingest else "app.admin:get_app()"
+    app = "app.edge:get_app()" if is_ingest else "ops.admin:get_app()"
     return [*_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--name={name}", app]
 
 

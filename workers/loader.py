@@ -194,6 +194,7 @@ class Loader:
         if time.monotonic() >= self._partitions_due_at:
             with self._watchdog.guard(self._connection):
                 schema.ensure_partitions(self._connection, self._partition_days)
+                metric.partitions_until.set(schema.partitions_until(self._connection))
             self._partitions_due_at = time.monotonic() + _PARTITIONS_EVERY_S
         return self._connection
 

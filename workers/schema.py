@@ -5,7 +5,7 @@ strange time is no outage. Nothing on it is unique: duplicates are removed per b
 """
 
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -87,6 +87,9 @@ _MAKE_PARTITION = "CREATE TABLE {name} (LIKE log_events INCLUDING DEFAULTS INCLU
 _ATTACH_PARTITION = """
 ALTER TABLE log_events ATTACH PARTITION {name} FOR VALUES FROM ('{start} 00:00Z') TO ('{end} 00:00Z')
 """
+_PARTITIONS = """
+SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = to_regclass('log_events')
+"""
 
 
 def ensure(connection: Connection) -> None:
@@ -98,6 +101,17 @@ def ensure(connection: Connection) -> None:
             cursor.execute(_LOCK)
             cursor.execute(_MAKE)
             logger.warning(log.line("schema_made"))
+
+
+def partitions_until(connection: Connection) -> float:
+    """Returns up to when every day from today (UTC) on has a partition, in Unix seconds. Raises psycopg2.Error."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_PARTITIONS)
+        names = {name for name, in cursor.fetchall()}
+    day = datetime.now(UTC).date()
+    while _partition_of(day) in names:
+        day += timedelta(days=1)
+    return datetime.combine(day, time(), UTC).timestamp()
 
 
 def ensure_partitions(connection: Connection, days_ahead: int) -> None:
@@ -115,8 +129,12 @@ def ensure_partitions(connection: Connection, days_ahead: int) -> None:
             return logger.warning(log.line("partition_refused", day=day, why="this role may not create tables"))
 
 
+def _partition_of(day: date) -> str:
+    return f"log_events_{day:%Y%m%d}"
+
+
 def _ensure_partition(connection: Connection, day: date) -> None:
-    name = f"log_events_{day:%Y%m%d}"
+    name = _partition_of(day)
     with connection, connection.cursor() as cursor:
         cursor.execute(_PARTITION_EXISTS, (name,))
         if cursor.fetchone()[0]:  # type: ignore[index]
