@@ -10,6 +10,9 @@ from ops.chaos.evidence import Answer, Evidence, rate
 
 _LEAST_RATE = 0.9
 _LONGEST_SILENCE_S = 3.0
+# What the audit counts → what it is called here.
+_AUDITED = {"added": "events added to the stream", "loaded": "released as loaded", "duplicate": "as duplicates",
+            "buried": "buried", "in_stream": "in the stream", "ledger": "in the ledger", "rows": "rows"}
 
 
 class Finding(NamedTuple):
@@ -64,6 +67,18 @@ def drained(evidence: Evidence) -> Finding:
                                f"{', '.join(left) or 'none'}; interface {interface}")
 
 
+def balanced(evidence: Evidence) -> Finding:
+    """Whether the audit accounts for every event."""
+    audit = evidence.audit
+    if not audit:
+        return Finding(False, "there was no audit")
+    totals, faults = audit["totals"], audit["stream"]["faults"]
+    seen = ", ".join(f"{totals[name]:,} {text}" for name, text in _AUDITED.items())
+    amiss = "; ".join([*(f"{gap['minute']}: {gap['text']}" for gap in audit["unbalanced"][:3]), *faults[:3]])
+    return Finding(audit["balanced"] and totals["in_stream"] == 0,
+                   f"{seen}; gap {audit['gap_events']:,}{'; ' + amiss if amiss else ''}")
+
+
 def logged(evidence: Evidence, program: str, event: str, start: float, end: float = float("inf")) -> Finding:
     """Whether the programs have logged this, with the first such line."""
     lines = evidence.said(program, event, start, end)
@@ -93,3 +108,4 @@ def _longest_silence(answers: list[Answer], start: float, end: float) -> float:
 NO_LOSS = Box("Query PostgreSQL to confirm that all data is eventually processed and stored. There should be no data "
               "loss.", nothing_lost)
 WHOLE = Box("Beyond the checklist: all drains, and `/ingest` breaks no promise of its interface.", drained)
+BALANCED = Box("Beyond the checklist: `spillway audit` balances: every event is accounted for.", balanced)

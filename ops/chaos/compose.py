@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.chaos.evidence import LogLine
 from ops.chaos.recorder import log_lines
-from ops.chaos.target import Places, Target
+from ops.chaos.target import Places, Target, audited
 from ops.errors import ChaosFailed
 
 _ADMIN_PORT = 8081
@@ -85,6 +85,10 @@ class Compose(Target):
         """See `Target`."""
         listed = self._compose("exec", "-T", "ingestor", "ls", "/var/lib/spillway/wal")
         return sorted(name for name in listed.split() if name.endswith(".wal"))
+
+    def audit(self) -> dict[str, Any]:
+        """See `Target`."""
+        return audited([*self._command, "exec", "-T", "ingestor", "spillway"])
 
     def lines(self) -> list[LogLine]:
         """See `Target`."""

@@ -2,7 +2,7 @@
 
 import time
 
-from ops.chaos.box import NO_LOSS, WHOLE, Box, Finding
+from ops.chaos.box import BALANCED, NO_LOSS, WHOLE, Box, Finding
 from ops.chaos.evidence import Evidence, Sample
 from ops.chaos.recorder import look
 from ops.chaos.stage import Stage
@@ -83,4 +83,5 @@ BOXES = (
         _claimed),
     NO_LOSS,
     WHOLE,
+    BALANCED,
 )

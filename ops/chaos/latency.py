@@ -1,6 +1,6 @@
 """Experiment 4: servers answer, and later than they used to."""
 
-from ops.chaos.box import NO_LOSS, WHOLE, Box, Finding, first_of
+from ops.chaos.box import BALANCED, NO_LOSS, WHOLE, Box, Finding, first_of
 from ops.chaos.evidence import Evidence, median, percentile
 from ops.chaos.stage import Stage
 
@@ -101,4 +101,5 @@ BOXES = (
     Box("Beyond the checklist: Consumer <-> Redis: a backlog, and nothing else.", _consumer_redis),
     NO_LOSS,
     WHOLE,
+    BALANCED,
 )

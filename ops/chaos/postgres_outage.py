@@ -1,6 +1,6 @@
 """Experiment 2: the sink is unavailable, and dead letters take what it does not."""
 
-from ops.chaos.box import WHOLE, Box, Finding, logged, nothing_lost
+from ops.chaos.box import BALANCED, WHOLE, Box, Finding, logged, nothing_lost
 from ops.chaos.evidence import Evidence, median
 from ops.chaos.stage import Stage
 
@@ -101,4 +101,5 @@ BOXES = (
     Box("Messages in the DLQ remain there.", _letters_remain),
     Box("Beyond the checklist: a replay of the letters stores every accepted event once.", _letters_replayed),
     WHOLE,
+    BALANCED,
 )

@@ -1,6 +1,6 @@
 """Experiment 1: the buffer is unavailable, and the WAL stands in for it."""
 
-from ops.chaos.box import WHOLE, Box, Finding, all_accepted, first_when, logged, nothing_lost
+from ops.chaos.box import BALANCED, WHOLE, Box, Finding, all_accepted, first_when, logged, nothing_lost
 from ops.chaos.evidence import Evidence
 from ops.chaos.stage import Stage
 
@@ -79,4 +79,5 @@ BOXES = (
     Box("Query PostgreSQL to confirm that events ingested during the outage have been successfully processed and "
         "stored. There should be no data loss.", nothing_lost),
     WHOLE,
+    BALANCED,
 )

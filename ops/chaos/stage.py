@@ -141,6 +141,7 @@ class Stage:
             self.mark("replayed")
         facts["wal_left"] = self.target.wal_files()
         self.evidence.verdict = self._load.verify(self.target.places.database_url)
+        self.evidence.audit = self.target.audit()
         self.mark("verified")
         self._recorder.stop()
         began_at = self.evidence.marks[0].at

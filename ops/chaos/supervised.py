@@ -2,15 +2,17 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from app.settings import Settings
 from ops import family
 from ops.chaos.disk import Ext4
 from ops.chaos.evidence import LogLine
 from ops.chaos.recorder import log_lines
-from ops.chaos.target import Places, Target
+from ops.chaos.target import Places, Target, audited
 from ops.errors import ChaosFailed
 from ops.proxy import Proxy
 from ops.stack import Stack
@@ -116,6 +118,11 @@ class Supervised(Target):
     def wal_files(self) -> list[str]:
         """See `Target`."""
         return sorted(path.name for path in self._wal.glob("*.wal"))
+
+    def audit(self) -> dict[str, Any]:
+        """See `Target`."""
+        environ = {**os.environ, "SPILLWAY_DATA_DIR": str(self._stack.state), "SPILLWAY_WAL_DIR": str(self._wal)}
+        return audited([sys.executable, "-m", "ops.command"], environ)
 
     def lines(self) -> list[LogLine]:
         """See `Target`."""

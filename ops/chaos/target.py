@@ -2,9 +2,10 @@
 
 import http.client
 import json
+import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -82,6 +83,14 @@ class Target(ABC):
     def lines(self) -> list[LogLine]:
         """Returns what our programs have logged since this object was made, by time."""
 
+    @abstractmethod
+    def audit(self) -> dict[str, Any]:
+        """Returns what `spillway audit --json` says once everything has come to rest.
+
+        Raises:
+            ChaosFailed: It cannot say.
+        """
+
     def until(self, condition: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> None:
         """Waits for a condition.
 
@@ -111,3 +120,12 @@ class Target(ABC):
             raise ChaosFailed(f"the replay was answered {response.status}: {body}")
         answer: dict[str, Any] = json.loads(body)
         return answer
+
+
+def audited(command: Sequence[str], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs an audit by this command; see `Target.audit`."""
+    done = subprocess.run([*command, "audit", "--wait", "60", "--json"], env=environ, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise ChaosFailed(f"no audit: {done.stderr.strip()}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document

@@ -16,6 +16,10 @@ CLEAN = {
     "clean": True, "outcomes": {"accepted": {"batches": 900, "events": 9000}},
     "faults": {kind: {"batches": 0, "events": 0} for kind in ("missing", "duplicate", "altered")},
 }
+AUDIT = {
+    "balanced": True, "gap_events": 0, "unbalanced": [], "stream": {"faults": []},
+    "totals": dict.fromkeys(("added", "loaded", "duplicate", "buried", "in_stream", "ledger", "rows"), 0),
+}
 FACTS = {"is_interface_kept": True, "is_drained": True, "wal_left": [], "letters_left": 0, "claim_idle_s": 10,
          "wal_during": ["1.wal"]}
 VICTIM = "host-01"
@@ -45,7 +49,7 @@ def redis_outage():
     answers = [Answer(one.at, one.kind, 202, 10, 0.01, "wal" if 20 < one.at < 50 else "stream") for one in steady(60)]
     lines = [line(21.0, "ingest", "redis_unavailable"), line(50.5, "ingest", "redis_available"),
              line(51.0, "replayer", "replay_started"), line(54.0, "replayer", "replay_complete")]
-    return Evidence("redis-outage", marks, samples, answers, lines, dict(FACTS), copy.deepcopy(CLEAN))
+    return Evidence("redis-outage", marks, samples, answers, lines, dict(FACTS), copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
 
 
 def postgres_outage():
@@ -59,7 +63,7 @@ def postgres_outage():
                for number in range(1, 6)),
              line(32.0, "consumer-00", "moving_to_dead_letters"), line(50.0, "consumer-00", "servers_available")]
     facts = {**FACTS, "letters_left": 50, "replayed": {"letters": 50, "events": 500}}
-    return Evidence("postgres-outage", marks, samples, steady(70), lines, facts, copy.deepcopy(CLEAN))
+    return Evidence("postgres-outage", marks, samples, steady(70), lines, facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
 
 
 def consumer_crash():
@@ -68,7 +72,7 @@ def consumer_crash():
                       {VICTIM: (7 if at < 39 else 0, 1000 * (at - 20))}) for at in range(80)]
     lines = [line(39.0, "consumer-00", "entries_claimed", count=7, from_consumer=VICTIM)]
     facts = {**FACTS, "victim": VICTIM, "held": 7, "consumers": 2}
-    return Evidence("consumer-crash", marks, samples, steady(60), lines, facts, copy.deepcopy(CLEAN))
+    return Evidence("consumer-crash", marks, samples, steady(60), lines, facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
 
 
 def latency():
@@ -82,7 +86,7 @@ def latency():
         "wal_active": float(41 <= at < 52), "stream_entries": 30.0 if 60 <= at < 70 or 80 <= at < 90 else 3.0,
         "loads": float(at), "load_seconds": 0.01 * at + (0.2 * min(10, at - 80) if at > 80 else 0.0),
     }) for at in range(120)]
-    return Evidence("latency", marks, samples, answers, [], dict(FACTS), copy.deepcopy(CLEAN))
+    return Evidence("latency", marks, samples, answers, [], dict(FACTS), copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
 
 
 GOOD = {one().name: one for one in (redis_outage, postgres_outage, consumer_crash, latency)}
@@ -124,6 +128,10 @@ def lost(evidence):
     evidence.verdict["clean"] = False
 
 
+def unbalanced(evidence):
+    evidence.audit.update(balanced=False, gap_events=3, unbalanced=[{"minute": "now", "text": "rows are missing"}])
+
+
 def silent(evidence, start, end):
     evidence.answers = [one for one in evidence.answers if not start <= one.at < end]
 
@@ -149,6 +157,9 @@ FAILURES = [
     ("redis-outage", lambda e: e.verdict["outcomes"]["accepted"].update(events=0), [7]),
     ("redis-outage", lambda e: e.facts.update(is_drained=False), [8]),
     ("redis-outage", lambda e: e.facts.update(is_interface_kept=False), [8]),
+    ("redis-outage", unbalanced, [9]),
+    ("redis-outage", lambda e: setattr(e, "audit", {}), [9]),
+    ("redis-outage", lambda e: e.audit["totals"].update(in_stream=1), [9]),
     ("postgres-outage", lambda e: without(e, "load_failed"), [0]),
     ("postgres-outage", lambda e: setattr(e, "lines", [
         line(one.at, one.program, one.event, attempt=1, next_try_s=0.1) if one.event == "load_failed" else one
@@ -193,7 +204,7 @@ def test_what_went_wrong_unticks_its_box_and_no_other(name, spoil, expected):
 def test_every_box_can_be_unticked():
     for name, experiment in EXPERIMENTS.items():
         reached = {index for case, _, indexes in FAILURES if case == name for index in indexes}
-        assert reached | {len(experiment.boxes) - 1} == set(range(len(experiment.boxes))), name
+        assert reached | {len(experiment.boxes) - 2, len(experiment.boxes) - 1} == set(range(len(experiment.boxes))), name
 
 
 def nemesis(*refused):
@@ -202,8 +213,8 @@ def nemesis(*refused):
              Mark(10.5, "injected worker-kill"), Mark(19.0, "heal worker-kill"), Mark(20.0, "healed worker-kill"),
              Mark(40.0, "load ended"), Mark(41.0, "drained")]
     answers = steady(40) + [Answer(at, "unknown", status, 1, 0.1) for at, status in refused]
-    facts = {**FACTS, "not_recovered": [], "left_out": {}, "faults": 1}
-    return Evidence("nemesis", marks, [], answers, [], facts, copy.deepcopy(CLEAN))
+    facts = {**FACTS, "not_recovered": [], "left_out": {}, "injected": ["worker-kill"]}
+    return Evidence("nemesis", marks, [], answers, [], facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
 
 
 @pytest.mark.parametrize(("refused", "expected"), [
@@ -217,6 +228,15 @@ def test_a_service_that_does_not_come_back_by_itself_is_found():
     evidence = nemesis()
     evidence.facts["not_recovered"] = ["worker-kill"]
     assert unticked(evidence, NEMESIS) == [1]
+
+
+def test_a_loss_that_is_meant_has_to_show_in_the_audit():
+    evidence = nemesis()
+    evidence.facts["injected"] = ["redis-flush"]
+    evidence.audit.update(totals={**AUDIT["totals"], "in_stream": 1})
+    assert unticked(evidence, NEMESIS) == [4]
+    unbalanced(evidence)
+    assert unticked(evidence, NEMESIS) == []
 
 
 def test_the_report_shows_every_box_and_draws_the_time_line():
