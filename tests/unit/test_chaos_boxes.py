@@ -25,6 +25,11 @@ FACTS = {"is_interface_kept": True, "is_drained": True, "wal_left": [], "letters
 VICTIM = "host-01"
 
 
+def proof():
+    """Returns a verdict and an audit that find nothing."""
+    return copy.deepcopy(CLEAN), copy.deepcopy(AUDIT)
+
+
 def line(at, program, event, **fields):
     pairs = " ".join(f"{name}={value}" for name, value in fields.items())
     return LogLine(at, program, event, f"stamp WARNING {program} {event} {pairs}")
@@ -49,7 +54,7 @@ def redis_outage():
     answers = [Answer(one.at, one.kind, 202, 10, 0.01, "wal" if 20 < one.at < 50 else "stream") for one in steady(60)]
     lines = [line(21.0, "ingest", "redis_unavailable"), line(50.5, "ingest", "redis_available"),
              line(51.0, "replayer", "replay_started"), line(54.0, "replayer", "replay_complete")]
-    return Evidence("redis-outage", marks, samples, answers, lines, dict(FACTS), copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
+    return Evidence("redis-outage", marks, samples, answers, lines, dict(FACTS), *proof())
 
 
 def postgres_outage():
@@ -63,7 +68,7 @@ def postgres_outage():
                for number in range(1, 6)),
              line(32.0, "consumer-00", "moving_to_dead_letters"), line(50.0, "consumer-00", "servers_available")]
     facts = {**FACTS, "letters_left": 50, "replayed": {"letters": 50, "events": 500}}
-    return Evidence("postgres-outage", marks, samples, steady(70), lines, facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
+    return Evidence("postgres-outage", marks, samples, steady(70), lines, facts, *proof())
 
 
 def consumer_crash():
@@ -72,7 +77,7 @@ def consumer_crash():
                       {VICTIM: (7 if at < 39 else 0, 1000 * (at - 20))}) for at in range(80)]
     lines = [line(39.0, "consumer-00", "entries_claimed", count=7, from_consumer=VICTIM)]
     facts = {**FACTS, "victim": VICTIM, "held": 7, "consumers": 2}
-    return Evidence("consumer-crash", marks, samples, steady(60), lines, facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
+    return Evidence("consumer-crash", marks, samples, steady(60), lines, facts, *proof())
 
 
 def latency():
@@ -86,7 +91,7 @@ def latency():
         "wal_active": float(41 <= at < 52), "stream_entries": 30.0 if 60 <= at < 70 or 80 <= at < 90 else 3.0,
         "loads": float(at), "load_seconds": 0.01 * at + (0.2 * min(10, at - 80) if at > 80 else 0.0),
     }) for at in range(120)]
-    return Evidence("latency", marks, samples, answers, [], dict(FACTS), copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
+    return Evidence("latency", marks, samples, answers, [], dict(FACTS), *proof())
 
 
 GOOD = {one().name: one for one in (redis_outage, postgres_outage, consumer_crash, latency)}
@@ -129,7 +134,8 @@ def lost(evidence):
 
 
 def unbalanced(evidence):
-    evidence.audit.update(balanced=False, gap_events=3, unbalanced=[{"minute": "now", "text": "rows are missing"}])
+    gaps = [{"minute": "now", "text": "rows are missing"}]
+    evidence.audit.update(balanced=False, gap_events=3, unbalanced=gaps)
 
 
 def silent(evidence, start, end):
@@ -214,7 +220,7 @@ def nemesis(*refused):
              Mark(40.0, "load ended"), Mark(41.0, "drained")]
     answers = steady(40) + [Answer(at, "unknown", status, 1, 0.1) for at, status in refused]
     facts = {**FACTS, "not_recovered": [], "left_out": {}, "injected": ["worker-kill"]}
-    return Evidence("nemesis", marks, [], answers, [], facts, copy.deepcopy(CLEAN), copy.deepcopy(AUDIT))
+    return Evidence("nemesis", marks, [], answers, [], facts, *proof())
 
 
 @pytest.mark.parametrize(("refused", "expected"), [
