@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed-$(shell pwd | cksum | cut -d' ' -f1)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: up down test check bench venv
+.PHONY: up down test check bench chaos venv
 
 up: $(STAMP)
 	@$(VENV)/bin/spillway up --detach
@@ -26,6 +26,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/spillway bench
+
+chaos: $(STAMP)
+	@$(VENV)/bin/spillway chaos
 
 venv: $(STAMP)
 

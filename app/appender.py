@@ -1,20 +1,24 @@
 """Appends batches to the stream: one connection, one pipeline a group, no retries.
 
+A group and its counts are one transaction: Redis has taken all of it, or nothing.
+
 HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, confirmed by Redis's reply.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import redis
 
-from app import log, stream
+from app import count, log, stream
 from app.batch import Batch
 from app.errors import StreamUnavailable
 
 logger = logging.getLogger(__name__)
+
+_MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 
 
 class Appender:
@@ -115,18 +119,40 @@ class Appender:
     def _sent(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         if not batches:
             self._called(("PING",))
-        # Small ones together: a call for each batch would cost more than all else here.
-        commands = [("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches]
-        packed = self._connection.pack_commands(commands)
+            return []
+        counts = count.totals(batches, count.ADDED)
+        pack: Callable[..., list[bytes]] = self._connection.pack_command
+        parts = [_MULTI]
+        for one in batches:
+            parts += pack("XADD", stream.STREAM, "*", *stream.fields_of(one))
+        for name, events in counts.items():
+            parts += pack("HINCRBY", count.KEY, name, events)
+        # In one piece: of several, redis-py makes a system call each, and Redis a sync for each that it finds alone.
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
-        self._connection.send_packed_command(packed)
-        return [self._reply() for _ in batches]
+        self._connection.send_packed_command([b"".join([*parts, _EXEC])])
+        queued = [self._reply() for _ in range(1 + len(batches) + len(counts))]
+        executed = self._reply()  # HANDOVER 1, confirm
+        if isinstance(executed, StreamUnavailable):
+            # Redis refuses the whole, and says only of the command at fault why.
+            cause = next((one for one in queued if isinstance(one, StreamUnavailable)), executed)
+            return [cause] * len(batches)
+        return self._outcomes(batches, executed)
 
-    def _reply(self) -> StreamUnavailable | None:
+    def _outcomes(self, batches: Sequence[Batch], replies: Sequence[Any]) -> list[StreamUnavailable | None]:
+        outcomes = [
+            stream.unavailable(reply) if isinstance(reply, redis.ResponseError) else None
+            for reply, _ in zip(replies, batches)
+        ]
+        refused = [one for one, outcome in zip(batches, outcomes) if outcome]
+        if refused:  # A transaction goes on after an error: what it has not added, it has counted.
+            self._called(*(("HINCRBY", count.KEY, name, str(-events))
+                           for name, events in count.totals(refused, count.ADDED).items()))
+        return outcomes
+
+    def _reply(self) -> Any:
         try:
-            self._connection.read_response()  # HANDOVER 1, confirm
+            return self._connection.read_response()
         except redis.ConnectionError:
             raise  # LOADING is one of these: the whole connection is of no use.
         except redis.ResponseError as error:
             return stream.unavailable(error)
-        return None

@@ -21,6 +21,9 @@ COLUMNS = (
     "span_id", "attributes",
 )
 
+CANARY = "spillway-canary"  # the service of the events that we send ourselves
+CANARY_HEADER = "Spillway-Canary"  # with the token, it has a request acknowledged from the WAL
+
 _KEY_NAMESPACE = UUID("5b1c2f7e-0d53-4d9c-9a58-0c3f9e1d7a42")
 
 
@@ -54,6 +57,11 @@ class LoneEvent(Batch, frozen=True, kw_only=True):
     """
 
     index: int
+
+
+def is_canary(batch: Batch) -> bool:
+    """Tells whether it says that it is one of our own; anybody may say so."""
+    return batch.count == 1 and f"\t{CANARY}\t".encode() in batch.payload
 
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -87,11 +87,12 @@ class Committer:
         spawn(self._run)
         spawn(self._probe)
 
-    def commit(self, batch: Batch | None, sent_bytes: int = 0) -> str:
+    def commit(self, batch: Batch | None, is_for_wal: bool = False, sent_bytes: int = 0) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
 
         Args:
             batch: To be stored.
+            is_for_wal: Not to be offered to the stream. That says nothing about the stream: others go there.
             sent_bytes: The body that it was made of, as sent; for the metrics.
 
         Raises:
@@ -100,7 +101,7 @@ class Committer:
         Durability:
             Durable on return.
         """
-        ticket = Ticket(batch, sent_bytes)
+        ticket = Ticket(batch, sent_bytes, is_for_wal)
         if not self._waiting:
             self._oldest_at = time.monotonic()
             self._has_waiting.set()
@@ -113,8 +114,7 @@ class Committer:
             group, oldest_at = self._take(), self._oldest_at
             self._oldest_at = time.monotonic()
             try:
-                left = group if self._is_wal_first or not self._is_available else self._streamed(group)
-                self._spilled(left)
+                self._spilled(group if self._is_wal_first or not self._is_available else self._streamed(group))
                 metric.commit_seconds.observe(time.monotonic() - oldest_at)
             except Exception as error:
                 # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
@@ -137,17 +137,19 @@ class Committer:
 
     def _streamed(self, group: list[Ticket]) -> list[Ticket]:
         """Appends a group to the stream, answers what that confirmed, and returns the rest."""
+        left = [one for one in group if one.is_for_wal]
+        if left and not (group := [one for one in group if not one.is_for_wal]):
+            return left
         try:
             with self._stream_turn, gevent.Timeout(self._bounds.deadline_s):
                 outcomes = iter(self._stream.append(_batches(group)))
         except gevent.Timeout:
             self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
-            return group
+            return group + left
         except StreamUnavailable as error:
             self._note(error)
-            return group
+            return group + left
         confirmed: list[Ticket] = []
-        left: list[Ticket] = []
         try:
             for ticket in group:
                 refusal = next(outcomes) if ticket.batch else None

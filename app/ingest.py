@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from hmac import compare_digest
 
 import falcon
 import gevent
@@ -50,7 +51,7 @@ class Ingest:
             sent = self._read(req, hold)
             accepted = self._batch(req, sent, now_ns)
             hold(len(accepted.payload))
-            durability = self._committer.commit(accepted, len(sent))  # HANDOVER 1 or 2
+            durability = self._committer.commit(accepted, self._is_for_wal(req), len(sent))  # HANDOVER 1 or 2
             self._acknowledge(resp, accepted, durability)
         except Rejected as error:
             metric.rejected.labels(error.cause).inc()
@@ -90,6 +91,12 @@ class Ingest:
         if len(made.payload) + len(sent) > self._settings.max_inflight_bytes:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")
         return made
+
+    def _is_for_wal(self, req: Request) -> bool:
+        """Tells whether it is our canary that asks for the WAL; to anybody else the header means nothing."""
+        token = self._settings.canary_token
+        given = req.get_header(batch.CANARY_HEADER) if token else None
+        return given is not None and compare_digest(given.encode(), token.encode())
 
     def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
         answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": durability}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import falcon
 import msgspec
@@ -46,12 +46,43 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if group[2] == ARGV[1] then pending = redis.call('XPENDING', KEYS[1], ARGV[1])[1] end
   end
 end
-local now = redis.call('TIME')
+local now, letter = redis.call('TIME'), redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 return {
   entries, redis.call('MEMORY', 'USAGE', KEYS[1]), pending, last, first, now[1] * 1000 + math.floor(now[2] / 1000),
-  redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]),
+  redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]), letter and letter[1] or '',
 }
 """
+
+
+class State(NamedTuple):
+    """The stream and the dead letters at one moment; ages by Redis's clock, None where there is nothing."""
+
+    entries: int
+    size_bytes: int | None
+    pending: int
+    last_id: str | None
+    oldest_age_s: float | None
+    letters: int
+    letters_bytes: int | None
+    oldest_letter_age_s: float | None
+
+
+def read_state(client: redis.Redis) -> State:
+    """Asks Redis.
+
+    Raises:
+        StreamUnavailable: It is away.
+    """
+    with stream.translated():
+        found: Any = client.eval(_STATE, 2, stream.STREAM, stream.DEAD_LETTERS, stream.GROUP)
+    entries, size, pending, last, first, now_ms, letters, letters_size, letter = found
+    return State(
+        entries, size, pending, _text(last), _age_s(first, now_ms), letters, letters_size, _age_s(letter, now_ms)
+    )
+
+
+def _age_s(entry_id: bytes, now_ms: int) -> float | None:
+    return max(0.0, (now_ms - dead_letter.place_of(entry_id.decode())[0]) / 1000) if entry_id else None
 
 
 @contextmanager
@@ -125,15 +156,13 @@ class Stream:
     def on_get(self, req: Request, resp: Response) -> None:
         """Answers 200."""
         read_query(req)
-        keys = (stream.STREAM, stream.DEAD_LETTERS)
         with answering():
-            found: Any = self._client.eval(_STATE, 2, *keys, stream.GROUP)
-        entries, size, pending, last, first, now_ms, letters, letters_size = found
-        age_s = max(0.0, (now_ms - dead_letter.place_of(first.decode())[0]) / 1000) if first else None
+            state = read_state(self._client)
         resp.data = msgspec.json.encode({
-            "entries": entries, "bytes": size, "pending": pending, "lag": entries - pending,
-            "last_generated_id": _text(last), "oldest_age_s": age_s,
-            "dead_letters": {"entries": letters, "bytes": letters_size},
+            "entries": state.entries, "bytes": state.size_bytes, "pending": state.pending,
+            "lag": state.entries - state.pending, "last_generated_id": state.last_id,
+            "oldest_age_s": state.oldest_age_s,
+            "dead_letters": {"entries": state.letters, "bytes": state.letters_bytes},
         })
 
 

@@ -72,7 +72,7 @@ def read(
         reason=reason,
         service=service,
         batch_id=None if batch is None else _batch_id(batch),
-        since_ms=0 if since is None else _since_ms(since, now_ms),
+        since_ms=0 if since is None else read_since_ms(since, now_ms),
         letter_ids=tuple(dict.fromkeys(map(read_id, letter_ids))),
     )
 
@@ -91,7 +91,8 @@ def _batch_id(text: str) -> str:
         raise ValueError(f"batch {text[:80]!r} is not a UUID") from error
 
 
-def _since_ms(text: str, now_ms: Callable[[], int]) -> int:
+def read_since_ms(text: str, now_ms: Callable[[], int]) -> int:
+    """Returns the point of time that `since` says, ms since 1970. Raises ValueError where it is none."""
     if duration := _DURATION.fullmatch(text):
         return max(0, now_ms() - int(duration[1]) * _UNITS_MS[duration[2]])
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from app import dead_letter, stream
+from app import count, dead_letter, stream
 from app.dead_letter import REASONS, DeadLetter
 from app.letter_filter import Filter
 
@@ -38,12 +38,14 @@ _LAST = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 return last and last[1]
 """
-# Keys: the letters, the index of dead events. Arguments: the letter's id, its event's name.
-_REMOVE = """
+# Keys: the letters, the index of dead events. Arguments: the letter's id, its event's name, and its minute, the kind
+# that it is counted as and its events, none of which where it holds no batch.
+_REMOVE = count.LUA + """
 local function remove(id, name)
-  local count = redis.call('XDEL', KEYS[1], id)
+  local removed = redis.call('XDEL', KEYS[1], id)
   if redis.call('HGET', KEYS[2], name) == id then redis.call('HDEL', KEYS[2], name) end
-  return count
+  if removed == 1 and ARGV[3] ~= '' then count(ARGV[3], ARGV[4], ARGV[5]) end
+  return removed
 end
 """
 _PURGE = _REMOVE + "return remove(ARGV[1], ARGV[2])"
@@ -51,8 +53,9 @@ _PURGE = _REMOVE + "return remove(ARGV[1], ARGV[2])"
 # an XADD, and lets one go on that has written already: so it begins with an XACK of an id that no entry has.
 _REPLAY = _REMOVE + """
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
-redis.call('XACK', KEYS[3], ARGV[3], '0-1')
-redis.call('XADD', KEYS[3], '*', unpack(ARGV, 4))
+redis.call('XACK', KEYS[3], ARGV[6], '0-1')
+redis.call('XADD', KEYS[3], '*', unpack(ARGV, 7))
+count(ARGV[3], 'added', ARGV[5])
 return remove(ARGV[1], ARGV[2])
 """
 _KEYS = (stream.DEAD_LETTERS, stream.DEAD_EVENTS, stream.STREAM)
@@ -155,7 +158,8 @@ class Letterbox:
         for letter in letters:
             if batch := dead_letter.to_replay(letter):
                 # HANDOVER 6: copy, and then release
-                calls.append((letter, (_REPLAY, letter.event_name, stream.GROUP, *stream.fields_of(batch))))
+                counted = (count.minute_of(batch), count.REPLAYED, batch.count)
+                calls.append((letter, (_REPLAY, letter.event_name, *counted, stream.GROUP, *stream.fields_of(batch))))
         return self._each(calls)
 
     def purge(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
@@ -164,7 +168,7 @@ class Letterbox:
         Durability:
             What was in them is gone on return; unknown for each if it raises.
         """
-        return self._each([(letter, (_PURGE, letter.event_name)) for letter in letters])
+        return self._each([(letter, (_PURGE, letter.event_name, *_counted(letter))) for letter in letters])
 
     def replay_matching(self, wanted: Filter, report: Report, is_dry: bool = False, limit: int | None = None) -> None:
         """Replays the letters that the filter matches, in parts; those that cannot be replayed are left.
@@ -224,3 +228,11 @@ class Letterbox:
                 if isinstance(error, redis.RedisError):
                     raise error
         return [letter for (letter, _), count in zip(calls, found, strict=True) if count]
+
+
+def _counted(letter: DeadLetter) -> tuple[str, str, int]:
+    """Returns its minute, kind and events as it is purged; what was never counted in is not counted out."""
+    if letter.batch is None or not letter.is_replayable:
+        return "", "", 0
+    kind = count.PURGED if letter.index is None else count.PURGED_LONE
+    return count.minute_of(letter.batch), kind, letter.batch.count

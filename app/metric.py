@@ -7,6 +7,8 @@ from app.tally import BulkHistogram
 _LOG = ["durability"]
 
 requests = Counter("ingest_requests_total", "Requests to /ingest by status code.", ["status"])
+for _status in (202, 500, 503):  # there from the start, so that the first one is an increase
+    requests.labels(_status)
 rejected = Counter("ingest_rejected_requests_total", "Requests to /ingest refused, by cause.", ["cause"])
 malformed = Counter("ingest_malformed_requests_total", "Requests refused before any path was looked at.", ["cause"])
 accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)

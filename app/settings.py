@@ -108,7 +108,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=86_400),
         _doc("For how long a consumer may leave a batch alone before others take it over, s."),
     ] = 60
+    canary: Annotated[
+        Literal["on", "off"], _doc("`on`: an event of service `spillway-canary` every 30 s, looked for in the table.")
+    ] = "on"
+    canary_token: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9_-]{16,200}$"),
+        _doc("Secret by which the canary asks ingest for the WAL; unset: made anew at every start."),
+    ] = ""
     partition_days: Annotated[int, Meta(ge=1, le=366), _doc("Daily partitions of `log_events` created ahead.")] = 7
+    log_max_bytes: Annotated[
+        Bytes, _doc("Size of a log file from which on its older part moves to `<name>.log.1`.")
+    ] = 64 * MIB
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], _doc("Least severe line that is logged.")
     ] = "INFO"
@@ -169,7 +180,7 @@ def _converted(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        shown = re.sub(r"(://[^:@/]*:)[^@]*(?=@)", r"\1***", text)
+        shown = re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", text)
         raise SettingError(f"{name}={shown!r} is not allowed: {_allowed(msgspec.inspect.type_info(kind))}") from error
 
 

@@ -8,14 +8,16 @@ one accepted, an answer that is none) or accepted nothing at all, 2 where this f
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import gevent
-from locust import FastHttpUser, events, task
+from locust import FastHttpUser, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
@@ -32,6 +34,7 @@ class Run:
 
     id: str
     receipts: receipt.Writer
+    numbers: Iterator[int] = field(default_factory=count)
     sent_count: int = 0
     accepted_count: int = 0
     breach_count: int = 0
@@ -63,6 +66,9 @@ def add_options(parser: LocustArgumentParser) -> None:
     """Adds our options to locust's; each can also be set in the environment."""
     option = parser.add_argument
     option("--receipts", default="receipts.jsonl", env_var="LOADTEST_RECEIPTS", help="file that receipts are added to")
+    option("--rate", type=float, default=0, env_var="LOADTEST_RATE",
+           help="new requests per second of all users together; 0: as many as they can")
+    option("--seed", default=None, env_var="LOADTEST_SEED", help="what events and requests are like follows from it")
     option("--batch-size", type=int, default=100, env_var="LOADTEST_BATCH_SIZE",
            help="events in a batch; a quarter of the batches has fewer")
     option("--answer-timeout", type=float, default=30, env_var="LOADTEST_ANSWER_TIMEOUT",
@@ -108,8 +114,14 @@ class IngestUser(FastHttpUser):
         # To the library every status is an answer; which of them fails is decided here.
         self.client.client.valid_response_codes = frozenset(range(100, 600))  # type: ignore[misc]
         self.run_: Run = environment.ingest_run  # type: ignore[attr-defined]
-        self.chance = Random()
+        seed = self.options.seed
+        self.chance = Random() if seed is None else Random(f"{seed} {next(self.run_.numbers)}")
+        self.pace = constant_throughput(self.options.rate / self.options.num_users) if self.options.rate else None
         self.mix = batch.Mix(self.options.keyed, self.options.gzip, self.options.bad)
+
+    def wait_time(self) -> float:
+        """Returns how long to pause after a request, in seconds."""
+        return float(self.pace(self)) if self.pace else 0.0
 
     def post(self, count: int, name: str) -> None:
         """Posts a new batch as a real client does: unknown is retried where a key makes that safe."""

@@ -10,14 +10,9 @@ import http.client
 import io
 import json
 import logging
-import os
 import queue
 import random
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,14 +25,15 @@ from psycopg2.extensions import connection as Connection
 
 from app import batch, form
 from app.settings import Settings
+from ops import scratch
 from ops.bench_replay import ReplayBench
+from ops.stack import Facts
 from workers import schema
 
 _BATCH_EVENTS = 1000
 _CONNECTIONS = 4
 _COPY_BYTES = 8 << 20
 _DRAIN_DEADLINE_S = 120
-_PORTS = ("SPILLWAY_PORT", "SPILLWAY_ADMIN_PORT", "SPILLWAY_REDIS_PORT", "SPILLWAY_POSTGRES_PORT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +49,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     batches = 50 if args.quick else 500
     rounds = args.rounds or (3 if args.quick else 5)
     bodies = [_body(number) for number in range(batches)]
-    replay = ReplayBench([_encoded(body) for body in bodies], *_free_ports(1))
-    with _stack() as fallback, _stack(SPILLWAY_WAL="always") as always, replay.started():
-        figures = [_round(fallback, always, replay, bodies) for _ in range(rounds)]
+    replay = ReplayBench([_encoded(body) for body in bodies], *scratch.free_ports(1))
+    with (
+        scratch.directory("bench") as place, scratch.stack(place / "fallback") as fallback,
+        scratch.stack(place / "always", SPILLWAY_WAL="always") as always, replay.started(),
+    ):
+        figures = [_round(fallback.facts(), always.facts(), replay, bodies) for _ in range(rounds)]
     print(json.dumps(_summary(figures, batches)) if args.json else _table(_summary(figures, batches)))
     return 0
 
@@ -78,42 +77,15 @@ def _body(seed: int) -> bytes:
     ]).encode()
 
 
-@contextmanager
-def _stack(**settings: str) -> Iterator[dict[str, Any]]:
-    """Starts a stack in a scratch directory and yields its status."""
-    with tempfile.TemporaryDirectory(prefix="spillway-bench-") as directory:
-        environ = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
-        ports = zip(_PORTS, map(str, _free_ports(len(_PORTS))))
-        environ |= {"SPILLWAY_DATA_DIR": directory, **dict(ports), **settings}
-        spillway = [sys.executable, "-m", "ops.command"]
-        subprocess.run([*spillway, "up", "--detach"], env=environ, check=True, stdout=subprocess.DEVNULL)
-        try:
-            status = subprocess.run([*spillway, "status", "--json"], env=environ, check=True, capture_output=True)
-            yield json.loads(status.stdout)
-        finally:
-            subprocess.run([*spillway, "down"], env=environ, check=True, stdout=subprocess.DEVNULL)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Returns free ports below the range that the kernel hands out to clients."""
-    free: list[int] = []
-    while len(free) < count:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as listener:
-            if port not in free and listener.connect_ex(("127.0.0.1", port)):
-                free.append(port)
-    return free
-
-
 def _round(
-    fallback: dict[str, Any], always: dict[str, Any], replay: ReplayBench, bodies: Sequence[bytes]
+    fallback: Facts, always: Facts, replay: ReplayBench, bodies: Sequence[bytes]
 ) -> dict[str, float]:
     count = len(bodies) * _BATCH_EVENTS
-    with _connected(fallback["database_url"], "public") as own, _connected(fallback["database_url"], "bare") as bare:
-        acknowledged_s, stored_s = _end_to_end(fallback["ingest_url"], own, bodies)
+    with _connected(fallback.database_url, "public") as own, _connected(fallback.database_url, "bare") as bare:
+        acknowledged_s, stored_s = _end_to_end(fallback.ingest_url, own, bodies)
         copied_s = _bare_copy(bare, bodies)
-    with _connected(always["database_url"], "public") as own:
-        always_acknowledged_s, always_stored_s = _end_to_end(always["ingest_url"], own, bodies)
+    with _connected(always.database_url, "public") as own:
+        always_acknowledged_s, always_stored_s = _end_to_end(always.ingest_url, own, bodies)
     return {
         "acknowledged": count / acknowledged_s, "end_to_end": count / stored_s, "bare_copy": count / copied_s,
         "ratio": copied_s / stored_s, "always_acknowledged": count / always_acknowledged_s,

@@ -18,10 +18,14 @@ _COMMANDS = {
     "up": "start everything",
     "down": "stop everything, and wait until it has gone",
     "status": "show what runs",
+    "doctor": "check what a deployment gets wrong, and say what to do about it",
     "run": "run some of the programs in the foreground without supervisor, as a container does",
+    "watch": "audit every minute and send canaries, shown as metrics; one of the programs that `up` starts",
     "wal": "look into the write-ahead log",
     "dlq": "look through the dead letters, replay or delete them",
+    "audit": "tell whether everything that was accepted is accounted for",
     "psql": "open the database, or run one statement in it",
+    "chaos": "break things under load, and tick the boxes of the chaos checklist",
     "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
 }
 

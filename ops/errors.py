@@ -2,8 +2,10 @@
 
     SpillwayError
     ├── SettingError    (app.errors) mend the environment; nothing was started
+    ├── ChaosFailed     an experiment could not be made; it says nothing of the service
     └── StackFailed     the processes did not do what was asked; the message says which and why
-        └── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
+        ├── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
+        └── Silent      a part that was asked how it stands does not answer; the others are asked all the same
 """
 
 from app.errors import SpillwayError
@@ -15,3 +17,11 @@ class StackFailed(SpillwayError):
 
 class NotReady(StackFailed):
     """Every process runs, but not everything answers yet; it stays up and becomes ready when its servers do."""
+
+
+class ChaosFailed(SpillwayError):
+    """An experiment could not be made, or not be judged: a tool is missing, or the load itself failed."""
+
+
+class Silent(StackFailed):
+    """A part of the running stack does not answer. The message says why, without passwords; the rest is shown."""

@@ -25,6 +25,12 @@ def children(state: Path) -> set[int]:
     return {pid for pid in _pids() if _is_child(pid, state)}
 
 
+def environment(pid: int) -> dict[str, str]:
+    """Returns what a process was started with; empty where it has ended or is another user's."""
+    pairs = (os.fsdecode(field).partition("=") for field in _fields(pid, "environ"))
+    return {name: value for name, _, value in pairs if name}
+
+
 def end(pid: int, state: Path, number: signal.Signals) -> None:
     """Signals a process that `supervisords` or `children` returned, if it still is one.
 

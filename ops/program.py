@@ -1,5 +1,6 @@
 """The commands of our own processes, the same under supervisor and in a container."""
 
+import secrets
 import sys
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from app.settings import Settings
 
-NAMES = ("ingest", "replayer", "admin", "consumer")
+NAMES = ("ingest", "replayer", "admin", "consumer", "watch")
 
 WORKER_CLASSES = {"spillway": "app.worker.Worker", "gevent": "gevent"}
 
@@ -16,12 +17,16 @@ _GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).wi
 
 def command(name: str, settings: Settings) -> list[str]:
     """Returns the command of one process, which reads the rest of its settings from the environment."""
+    if name == "logs":
+        return [sys.executable, "-m", "ops.rotation"]
     if name in ("consumer", "replayer"):
         return [sys.executable, "-m", f"workers.{name}"]
+    if name == "watch":
+        return [sys.executable, "-m", "ops.command", name]
     is_ingest = name == "ingest"
     host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
     workers = settings.workers if is_ingest else 1
-    app = "app.edge:get_app()" if is_ingest else "app.admin:get_app()"
+    app = "app.edge:get_app()" if is_ingest else "ops.admin:get_app()"
     worker_class = WORKER_CLASSES[settings.worker_class if is_ingest else "gevent"]
     return [
         *_GUNICORN, f"--bind={authority(host, port)}", f"--workers={workers}", f"--worker-class={worker_class}",
@@ -33,8 +38,11 @@ def environment(
     environ: Mapping[str, str], settings: Settings, metrics: Path, urls: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns the environment of the processes: the caller's, with what they must agree on filled in."""
+    # A word that ingest and the canary alone know, for as long as they run: nobody else may choose the log.
+    token = settings.canary_token or secrets.token_urlsafe(24)
     return {
         **environ, **urls, "SPILLWAY_DATA_DIR": str(settings.state), "SPILLWAY_WAL_DIR": str(settings.wal_path),
+        "SPILLWAY_CANARY_TOKEN": token,
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
     }
 

@@ -6,14 +6,19 @@ the container's restart policy starts them again.
 """
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 
+from app import log
 from app.errors import SettingError
 from app.settings import Settings
 from ops import metrics_dir, program
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 
@@ -24,24 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Runs the programs until one ends or SIGTERM comes, and returns the first one's exit status.
+    """Runs the programs until SIGTERM comes, which is 0, or until one ends, which is its exit status, and never 0.
 
     Raises:
         SettingError: REDIS_URL or DATABASE_URL is not set.
     """
     if not (settings.redis_url and settings.database_url):
         raise SettingError("REDIS_URL and DATABASE_URL have to be set: `spillway run` starts no servers")
+    log.setup("run", settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     metrics = metrics_dir.path(settings.state)
     metrics_dir.wipe(metrics)
     environment = program.environment(os.environ, settings, metrics, {})
-    # Not where we were started: a directory with an `app` of its own would be imported from.
-    processes = [
-        subprocess.Popen(program.command(name, settings), env=environment, cwd="/", start_new_session=True)
-        for name in args.program
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        return _first(processes)
+        for name in args.program:
+            # Not where we were started: a directory with an `app` of its own would be imported from.
+            command = program.command(name, settings)
+            processes.append(subprocess.Popen(command, env=environment, cwd="/", start_new_session=True))
+        return _first(args.program, processes)
     except KeyboardInterrupt:
         return 0
     finally:
@@ -52,9 +58,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         metrics_dir.remove(metrics)
 
 
-def _first(processes: list["subprocess.Popen[bytes]"]) -> int:
+def _first(names: Sequence[str], processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """Waits until one has ended, says which, and returns its exit status, or 128 and the number of its signal."""
     while True:
-        for process in processes:
+        for name, process in zip(names, processes):
             if (status := process.poll()) is not None:
-                return status or 1
+                logger.error(log.line("program_ended", program=name, status=status, then="the others are stopped"))
+                return 128 - status if status < 0 else status or 1
         time.sleep(_POLL_S)

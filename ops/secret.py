@@ -1,6 +1,7 @@
 """Files that their owner alone may read: generated passwords, and configuration that holds them."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -24,3 +25,18 @@ def password(path: Path) -> str:
     if not path.exists():
         write(path, secrets.token_urlsafe(24))
     return path.read_text(encoding="utf-8")
+
+
+def redacted(url: str) -> str:
+    """Returns a URL without its password, wherever that stands."""
+    without = re.sub(r"(://[^:@/]*:).*(?=@)", r"\1***", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", without)
+
+
+def hidden(text: str, url: str) -> str:
+    """Returns a text without what it may have quoted of the password of a URL, such as the half behind an `@`."""
+    found = re.findall(r"://[^:@/]*:(.*)@|[?&](?:ssl)?password=([^&]*)", url)
+    pieces = {piece for pair in found for word in pair for piece in (word, *re.split(r"[@:/?#%]", word)) if piece}
+    for piece in sorted(pieces, key=len, reverse=True):
+        text = text.replace(piece, "***")
+    return text

@@ -25,7 +25,6 @@ from ops.supervisor_client import ERRORS, Process, SupervisorClient
 
 _STOP_S = 300.0  # more than the sum of all `stopwaitsecs`
 _ORPHAN_STOP_S = 25.0  # more than gunicorn's graceful_timeout
-_MAX_LOG_BYTES = 64 << 20
 _POLL_S = 0.1
 
 
@@ -91,8 +90,20 @@ class Stack:
             pids = ", ".join(map(str, family.supervisords(self.state)))
             raise StackFailed(f"supervisord (pid {pids or 'none'}) does not answer: {error}") from error
 
-    def start(self, settings: Settings, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    @property
+    def supervisor(self) -> SupervisorClient:
+        """Its supervisord, running or not."""
+        return self._client
+
+    def start(
+        self, settings: Settings, environ: Mapping[str, str], overrides: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> "subprocess.Popen[bytes]":
         """Starts everything that is not running and returns supervisord; nothing need answer yet.
+
+        Args:
+            settings: Those of the stack.
+            environ: What its programs have in their environment.
+            overrides: By program, what it has there instead.
 
         Raises:
             SettingError: It cannot be started as it is set; nothing was.
@@ -104,7 +115,7 @@ class Stack:
         commands = {name: server.prepare() for name, server in servers.items()}
         facts = self._describe(settings, {name: server.url for name, server in servers.items()})
         secret.write(self._facts, msgspec.json.format(msgspec.json.encode(facts)).decode())
-        secret.write(self._config, supervisor_config.render(settings, commands))
+        secret.write(self._config, supervisor_config.render(settings, commands, overrides or {}))
         return self._launch(settings, facts, environ)
 
     def stop(self) -> bool:
@@ -153,9 +164,6 @@ class Stack:
 
     def _launch(self, settings: Settings, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         self.log.mkdir(mode=0o700, exist_ok=True)
-        for log in self.log.glob("*.log"):
-            if log.stat().st_size > _MAX_LOG_BYTES:
-                log.rename(log.with_suffix(".log.1"))
         metrics = metrics_dir.path(self.state)
         metrics_dir.wipe(metrics)
         urls = {"REDIS_URL": facts.redis_url, "DATABASE_URL": facts.database_url}

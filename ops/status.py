@@ -1,16 +1,19 @@
-"""`spillway status`: what runs, for people (passwords hidden) or as JSON (with them)."""
+"""`spillway status`: what runs and how it stands, for people (passwords hidden) or as JSON (with them)."""
 
 import argparse
-import re
 from typing import Any
 
 import msgspec
 
 from app.settings import Settings
+from ops import overview, secret
+from ops.errors import StackFailed
 from ops.stack import Facts, Stack
 from ops.supervisor_client import Process
 
 _DOWN = 3  # as LSB's `status` actions
+_WIDTH = 100
+_MANY = 6  # consumers from which on those that run share a line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,23 +27,44 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Returns 0 when supervisord runs, 3 when nothing does.
 
     Raises:
-        StackFailed: supervisord runs and does not answer.
+        StackFailed: supervisord runs and does not answer; the rest is shown all the same.
     """
     stack = Stack(settings.state)
     if not stack.is_up():
         print(_json({"is_up": False, "data_dir": str(stack.state), "processes": []}) if args.json else _down(stack))
         return _DOWN
+    facts = stack.facts()
     if args.fact:
-        print(getattr(stack.facts(), args.fact))
+        print(getattr(facts, args.fact))
         return 0
-    facts, processes = stack.facts(), stack.processes()
-    if args.json:
-        print(_json({"is_up": True, **msgspec.to_builtins(facts), "processes": msgspec.to_builtins(processes)}))
-        return 0
-    for name, value in msgspec.to_builtins(facts).items():
-        print(f"{name:18} {_redacted(value if isinstance(value, str) else ', '.join(value))}")
-    print(_table(processes))
+    silence: StackFailed | None = None
+    processes: list[Process] = []
+    try:
+        processes = stack.processes()
+    except StackFailed as error:
+        silence = error
+    parts = overview.observe(facts)
+    print(_report(facts, processes, parts) if args.json else _screen(facts, processes, parts))
+    if silence:
+        raise silence
     return 0
+
+
+def _report(facts: Facts, processes: list[Process], parts: dict[str, overview.Part]) -> str:
+    state = {name: part.answer if part.answer is not None else {"unknown": part.unknown}
+             for name, part in parts.items()}
+    return _json({"is_up": True, **msgspec.to_builtins(facts), "processes": msgspec.to_builtins(processes),
+                  "state": state})
+
+
+def _screen(facts: Facts, processes: list[Process], parts: dict[str, overview.Part]) -> str:
+    named = [(name, secret.redacted(value if isinstance(value, str) else ", ".join(value)))
+             for name, value in msgspec.to_builtins(facts).items()]
+    return "\n".join([
+        *(f"{name:18} {value}" for name, value in named),
+        "", *_table(processes),
+        "", *(f"{name:18} {text}" for name, text in overview.lines(parts)),
+    ])
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -54,13 +78,17 @@ def _down(stack: Stack) -> str:
     )
 
 
-def _redacted(text: str) -> str:
-    return re.sub(r"(://[^:@/]*:)[^@]*(?=@)", r"\1***", text)
-
-
-def _table(processes: list[Process]) -> str:
-    rows = [("process", "state", "pid", "up for", ""), *(
-        (process.name, process.state, str(process.pid or "-"), f"{process.uptime_s} s", process.detail)
-        for process in processes
-    )]
-    return "\n" + "\n".join("{:24} {:10} {:>8} {:>10}  {}".format(*row).rstrip() for row in rows)
+def _table(processes: list[Process]) -> list[str]:
+    if not processes:
+        return ["processes          unknown (supervisord does not answer)"]
+    rows = [("process", "state", "pid", "up for", "")]
+    consumers = [one for one in processes if one.name.startswith("consumers:") and one.state == "RUNNING"]
+    shared = consumers if len(consumers) > _MANY else []
+    rows += [
+        (one.name, one.state, str(one.pid or "-"), overview.duration(one.uptime_s), one.detail)
+        for one in processes if one not in shared
+    ]
+    if shared:
+        youngest = overview.duration(min(one.uptime_s for one in shared))
+        rows.append((f"consumers:* ({len(shared)})", "RUNNING", "-", youngest, ""))
+    return ["{:28} {:8} {:>8} {:>8}  {}".format(*row)[:_WIDTH].rstrip() for row in rows]

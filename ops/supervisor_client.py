@@ -34,8 +34,8 @@ class Process(msgspec.Struct, frozen=True):
 class _Connection(http.client.HTTPConnection):
     """supervisor's own has no deadline, and a stopped supervisord still takes connections."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -49,21 +49,34 @@ class SupervisorClient:
     """The supervisord behind one socket.
 
     Every call raises one of `ERRORS` when it does not answer.
+
+    Args:
+        path: The socket.
+        timeout_s: For how long it may be silent.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
         self._path = path
+        self._timeout_s = timeout_s
 
     @property
     def _rpc(self) -> Any:
         # Anew for every call: a connection on which an answer is overdue cannot be used again.
         transport = SupervisorTransport(serverurl=f"unix://{self._path}")
-        transport._get_connection = lambda: _Connection(self._path)
+        transport._get_connection = lambda: _Connection(self._path, self._timeout_s)
         return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor
 
     def processes(self) -> list[Process]:
         """Returns every process, by name."""
         return [_process(info) for info in self._rpc.getAllProcessInfo()]
+
+    def start(self, name: str) -> None:
+        """Begins to start a process that does not run."""
+        self._rpc.startProcess(name, False)
+
+    def stop(self, name: str) -> None:
+        """Begins to stop a process that runs, so that it stays down."""
+        self._rpc.stopProcess(name, False)
 
     def shutdown(self) -> None:
         """Begins to stop everything, servers last; supervisord ends when all have."""

@@ -2,7 +2,7 @@
 
 Servers start first and stop last. Every program writes to its own log itself, not into a pipe that supervisord would
 have to empty: a stopped supervisord must not block what it started. `stdout_logfile` names the same file, for
-`supervisorctl tail`.
+`supervisorctl tail`; the program `logs` keeps it from growing without bound (`ops/rotation.py`).
 """
 
 import os
@@ -30,6 +30,8 @@ nodaemon=true
 silent=true
 pidfile=%(here)s/supervisord.pid
 logfile=%(here)s/log/supervisord.log
+logfile_maxbytes={log_max_bytes}
+logfile_backups=1
 directory=%(here)s
 {user}
 [rpcinterface:supervisor]
@@ -53,12 +55,12 @@ stopsignal={stopsignal}
 stopwaitsecs={stopwaitsecs}
 stopasgroup={stopasgroup}
 killasgroup=true
+environment={environment}
 """
 
 _POOL = """\
 process_name=consumer-%(process_num)02d
 numprocs={count}
-environment=SPILLWAY_CONSUMER_NAME="{host}-%(process_num)02d"
 """
 
 
@@ -78,6 +80,8 @@ _PROGRAMS = {
     "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
     "ingest": _Program(50, 40),
+    "logs": _Program(60, 30),
+    "watch": _Program(55, 10),
 }
 
 
@@ -97,12 +101,15 @@ def check(state: Path) -> None:
         raise SettingError(f"SPILLWAY_DATA_DIR={str(state)!r} is not allowed: a path without \" ' ` $ \\ ; # % is")
 
 
-def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
+def render(
+    settings: Settings, servers: Mapping[str, Sequence[str]], overrides: Mapping[str, Mapping[str, str]],
+) -> str:
     """Returns the configuration.
 
     Args:
         settings: Those of the stack.
         servers: The embedded servers' commands by program name; one that is not there is somebody else's.
+        overrides: By program, what it has in its environment instead of what supervisord has.
     """
     commands = {
         **servers,
@@ -110,18 +117,25 @@ def render(settings: Settings, servers: Mapping[str, Sequence[str]]) -> str:
         "replayer": program.command("replayer", settings),
         "admin": program.command("admin", settings),
         "ingest": program.command("ingest", settings),
+        "logs": program.command("logs", settings),
+        "watch": program.command("watch", settings),
     }
     user = "" if os.geteuid() else "user=root\n"
-    parts = [_HEAD.format(user=user), *(_section(name, command, settings) for name, command in commands.items())]
-    pool = _POOL.format(count=settings.consumers, host=settings.consumer_name)
+    head = _HEAD.format(user=user, log_max_bytes=settings.log_max_bytes)
+    parts = [head, *(_section(name, command, settings, overrides.get(name, {})) for name, command in commands.items())]
+    pool = _POOL.format(count=settings.consumers)
     return "".join(part + pool if part.startswith("\n[program:consumers]") else part for part in parts)
 
 
-def _section(name: str, command: Sequence[str], settings: Settings) -> str:
+def _section(name: str, command: Sequence[str], settings: Settings, override: Mapping[str, str]) -> str:
     extra_s = settings.sink_timeout_s if name == "consumers" else 0
+    environment = {key: value.replace("%", "%%") for key, value in override.items()}
+    if name == "consumers":
+        environment["SPILLWAY_CONSUMER_NAME"] = f"{settings.consumer_name}-%(process_num)02d"
     return _PROGRAM.format(
         name=name,
         log="consumer-%(process_num)02d" if name == "consumers" else name,
         command=shlex.join(command).replace("%", "%%"),
+        environment=",".join(f'{key}="{value}"' for key, value in environment.items()),
         **vars(replace(_PROGRAMS[name], stopwaitsecs=_PROGRAMS[name].stopwaitsecs + extra_s)),
     )

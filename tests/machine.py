@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.wal_disk import cut_power
+from ops.chaos import disk
+from ops.errors import ChaosFailed
 
 # What every dice-throwing test prints; with the same WAL_SEED it throws the same.
 SEED = int(os.environ.get("WAL_SEED") or time.time_ns() % 10**9)
 IMAGE_BYTES = 16 << 20  # the smallest that has room for a journal and some segments
-# Nothing is done later in the background, where it would be counted as what the log writes.
-MKFS = "mkfs.ext4 -q -F -b 4096 -m 0 -J size=4 -N 1024 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0".split()
 
 TRACED = "trace=openat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,fsync,fdatasync,msync,write"
 CALL = re.compile(r"\d+ +(\w+)\((.*)\) += (-?\d+)")
@@ -74,12 +73,6 @@ def calls(trace):
             yield found[1], found[2], line
 
 
-def unmount(place):
-    """Takes a file system away, also from under those who still use it."""
-    if subprocess.run(["umount", place], stderr=subprocess.DEVNULL).returncode:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
 @contextmanager
 def tmpfs(place, size):
     """A file system in memory of that size, as `mount` spells it."""
@@ -90,50 +83,21 @@ def tmpfs(place, size):
     try:
         yield place
     finally:
-        unmount(place)
+        disk.unmount(place)
 
 
-class Ext4:
-    """A small ext4 on a loop device, whose power can be cut. It is there while its context is.
-
-    Its journal is not committed by time: that would hide a sync that is missing.
-
-    Args:
-        place: A directory for the image and the mount point.
-
-    Attributes:
-        root: Where it is mounted.
-    """
+class Ext4(disk.Ext4):
+    """A small one, which tells what is written to its device."""
 
     def __init__(self, place):
-        self.root = place / "ext4"
-        self._image = place / "image"
+        super().__init__(place, IMAGE_BYTES)
 
     def __enter__(self):
-        needs(MKFS[0], "mount", "umount")
-        self.root.mkdir()
-        self._allocate()
-        subprocess.run([*MKFS, self._image], check=True)
-        self._allocate()  # mkfs leaves holes where it writes zeros
-        done = self._mount()
-        if done.returncode:
-            missing(f"a container that may mount a loop device ({done.stderr.decode().strip()})")
-        return self
-
-    def __exit__(self, *_):
-        if self.root.is_mount():
-            unmount(self.root)
-
-    def cut(self):
-        """Cuts the power. Returns the moments before and after, on the monotonic clock in nanoseconds."""
-        began_at = time.monotonic_ns()
-        cut_power(self.root)
-        return began_at, time.monotonic_ns()
-
-    def reboot(self):
-        """Mounts it anew, from what is on the device. Fails while anybody has a file open."""
-        subprocess.run(["umount", self.root], check=True)
-        self._mount().check_returncode()
+        needs(*disk.TOOLS)
+        try:
+            return super().__enter__()
+        except ChaosFailed as error:
+            missing(f"a container that may mount a loop device ({error})")
 
     def punch_free_blocks(self):
         """Gives the blocks that it does not use back to the file system of its image."""
@@ -150,11 +114,3 @@ class Ext4:
     def _device(self):
         number = self.root.stat().st_dev
         return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-
-    def _allocate(self):
-        with self._image.open("ab") as image:
-            os.posix_fallocate(image.fileno(), 0, IMAGE_BYTES)
-
-    def _mount(self):
-        # `loop` frees the device by itself when it is unmounted.
-        return subprocess.run(["mount", "-o", "loop,commit=1000", self._image, self.root], capture_output=True)

@@ -2,12 +2,12 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import tempfile
 from pathlib import Path
 from random import Random
 
+from ops.chaos.disk import cut_power
 from wal import frame
 from wal.file import Files
 from wal.reader import SegmentReader, segments
@@ -17,11 +17,10 @@ PAGE_BYTES = 512  # smaller than real ones, so that small segments have many
 # What may fail on a real disk; the rest only looks at memory, or its failure has no meaning (closing, unlocking).
 FALLIBLE = (
     "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "fill",
-    "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
+    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
 )
 # What changes the disk: between two of these, one moment of a power cut is like another.
 CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "copy")
-EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 WAIT_BEFORE_WRITE_AND_AFTER = 7  # flags of sync_file_range(2)
 
 
@@ -101,15 +100,6 @@ class FailingFiles(Files):
             if len(self.calls) in self._fails:
                 raise OSError(self._number, os.strerror(self._number))
         return super().__getattribute__(name)
-
-
-def cut_power(directory):
-    """Shuts a real ext4 down: what is not on its device now is lost, and all that follows fails."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH.to_bytes(4, "little"))
-    finally:
-        os.close(fd)
 
 
 class CutFiles(Files):

@@ -10,14 +10,17 @@ import mmap
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from wal.errors import WalError, WalFailed, WalFull
 
 PAGE_BYTES = mmap.PAGESIZE
 
+# IOV_MAX: what one call can write.
+MAX_PIECES = 1024
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_ZEROS = memoryview(bytes(64 << 10))
 
 
 def failure(error: OSError) -> WalError:
@@ -89,35 +92,36 @@ class Files:
     def map(self, fd: int, size: int) -> mmap.mmap:
         """Maps the file, shared and writable.
 
-        A store brings the page that it needs and no others: read ahead, those would come in pages of their own, and
-        `fill` could not bring them in large ones.
+        A store brings the page that it needs and no others: read ahead, those would come in large ones (see `fill`).
         """
         mapping = mmap.mmap(fd, size)
         mapping.madvise(mmap.MADV_RANDOM)
         return mapping
 
     def fill(self, fd: int, start: int, stop: int, step: int) -> None:
-        """Brings the pages from `start` to `stop` into memory, as zeros that the next sync writes.
+        """Writes zeros, where nothing may be yet.
 
-        Nothing else may be there. The kernel keeps what one call writes in pages as large as it can ("folios"), and
-        writes a page as a whole even if a store through a mapping has changed one byte: large pages are for what is
-        stored together, and small ones for what is synced bit by bit.
+        The kernel keeps what one call writes in pages as large as it can ("folios"), and writes one as a whole if a
+        store to a mapping has changed a byte of it.
 
         Source:
-            Linux 6.16, "ext4: enable large folio for regular file"; `python -m wal.bench` shows the difference.
+            Linux 6.16, "ext4: enable large folio for regular file".
 
         Args:
             fd: A file with blocks of its own.
             start: First byte, at the beginning of a page.
             stop: Behind the last byte.
-            step: No page becomes larger, nor lies across a multiple of this.
+            step: What one call writes: no page becomes larger.
         """
         if stop > os.fstat(fd).st_size:
             return  # Cut short by an intruder: made longer again, it would have blocks of its own no more.
-        while start < stop:
-            count = min(stop, (start + step) & -step) - start
-            os.pwritev(fd, [_ZEROS] * (count // len(_ZEROS)) + [_ZEROS[:count % len(_ZEROS)]], start)
-            start += count
+        zeros = memoryview(bytes(step))
+        for offset in range(start, stop, step):
+            os.pwrite(fd, zeros[:stop - offset], offset)
+
+    def write(self, fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        """Writes up to `MAX_PIECES`, one behind the other. Returns how many bytes; fewer if there is no room."""
+        return os.pwritev(fd, pieces, offset)
 
     def begin_sync(self, fd: int, start: int, stop: int) -> None:
         """Has the disk begin to write what will not change any more, and returns at once.
@@ -175,6 +179,18 @@ class Files:
             return True
         fcntl.flock(fd, fcntl.LOCK_UN)
         return False
+
+    def hold(self, directory: Path) -> int | None:
+        """Locks the directory while the descriptor that it returns is open; None: somebody else has it locked."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno == errno.EWOULDBLOCK:
+                return None
+            raise
+        return fd
 
     def copy(self, source: Path, target: Path) -> None:
         """Copies the file, whole or not at all.

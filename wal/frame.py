@@ -30,9 +30,9 @@ _HEADER = struct.Struct("<8sI16sQ")
 _CHECKED = struct.Struct("<QIIIIQ")
 _OFFSET_BYTES = 8
 _HEAD = struct.Struct("<4sIIIIIQ")
-# `encode` in two steps, for the writer's loop, to which a call for each record is a tenth of its time.
-pack_checked = _CHECKED.pack
-put_head = _HEAD.pack_into
+_PADDING = [bytes(count) for count in range(ALIGNMENT)]
+# Those of a frame: head, payload and padding.
+PIECES = 3
 
 
 class Header(NamedTuple):
@@ -115,8 +115,29 @@ def seed_of(identity: bytes) -> int:
 def encode(seed: int, offset: int, payload: bytes, sequence: int, flags: int, durable_upto: int) -> bytes:
     """Returns the head of a frame; the payload follows it in the file and must be stored before it."""
     payload_crc, length = crc32(payload), len(payload)
-    checked = pack_checked(offset, payload_crc, length, sequence, flags, durable_upto)
+    checked = _CHECKED.pack(offset, payload_crc, length, sequence, flags, durable_upto)
     return _HEAD.pack(FRAME_MAGIC, crc32(checked, seed), payload_crc, length, sequence, flags, durable_upto)
+
+
+def padded(payload: bytes) -> list[bytes]:
+    """Returns the pieces of a frame that follow its head."""
+    return [payload, _PADDING[-len(payload) % ALIGNMENT]]
+
+
+def encode_all(seed: int, offset: int, payloads: Iterable[bytes], sequence: int, durable_upto: int) -> list[bytes]:
+    """Returns frames, each behind the other from `offset` on, in `PIECES`.
+
+    Their heads are those of `encode`, whose call for each would be a tenth of a small group's time.
+    """
+    pieces: list[bytes] = []
+    for payload in payloads:
+        crc, length = crc32(payload), len(payload)
+        checked = _CHECKED.pack(offset, crc, length, sequence, 0, durable_upto)
+        head = _HEAD.pack(FRAME_MAGIC, crc32(checked, seed), crc, length, sequence, 0, durable_upto)
+        pieces += head, payload, _PADDING[-length % ALIGNMENT]
+        offset += (length + _MOST_AROUND) & -ALIGNMENT
+        sequence += 1
+    return pieces
 
 
 def decode(seed: int, offset: int, data: bytes) -> Frame | None:

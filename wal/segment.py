@@ -9,21 +9,20 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from zlib import crc32
 
 from wal import frame
-from wal.file import FILES, PAGE_BYTES, Files, failure
-from wal.frame import ALIGNMENT, FRAME_BYTES, FRAME_MAGIC, aligned, pack_checked, put_head
+from wal.file import FILES, MAX_PIECES, PAGE_BYTES, Files, failure
+from wal.frame import FRAME_BYTES, aligned
 
 SUFFIX = ".wal"
 DRAFT_SUFFIX = ".draft"
 _SEAL_BYTES = frame.framed_bytes(0)
-# From here on a group is written to the disk while it is still being stored, window by window.
-_LARGE_BYTES = 64 << 10
-_WINDOW_BYTES = 512 << 10
-# A smaller one fills the pages for so many groups like it: the first sync of a block also writes that it is in use, and
-# so these have it written once for all.
-_AHEAD_GROUPS = 16
+# The first sync of a block also writes that it is in use. Groups smaller than this find so much ahead of them there and
+# written, as zeros, by the sync of one of them.
+_SMALL_BYTES = 64 << 10
+_AHEAD_BYTES = 512 << 10
+# About what one call writes of a larger one.
+_WINDOW_BYTES = 1 << 20
 _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{32})\.wal")
 
 
@@ -99,7 +98,7 @@ class Segment:
         self._identity = identity
         self._seed = frame.seed_of(identity)
         self._end = self._durable_upto = frame.HEADER_BYTES
-        self._filled_upto = PAGE_BYTES
+        self._ahead_upto = 0
         self._sequence = 1
         self._fd = files.create(self.path)
         try:
@@ -143,20 +142,22 @@ class Segment:
             raise
 
     def append(self, records: Sequence[bytes], size: int) -> None:
-        """Stores the records; there must be room for them.
+        """Stores the records, at least one; there must be room for them.
 
         Args:
             records: The payloads.
             size: Bytes of their frames.
 
         Durability:
-            None until `sync`. If it raises, the segment must be sealed: another attempt would store where a reader may
-            already have been.
+            None until `sync`. If it raises, the reader has seen nothing of the group, and the seal takes its place.
+
+        Raises:
+            OSError: The disk failed.
         """
-        if size < _LARGE_BYTES:
-            self._append_small(records, size)
-        else:
-            self._append_large(records, self._end + size)
+        if size < _SMALL_BYTES:
+            self._write_ahead(size)
+        self._write(records, size)
+        self._end, self._sequence = self._end + size, self._sequence + len(records)
 
     def sync(self) -> None:
         """Makes all that was appended durable.
@@ -169,7 +170,8 @@ class Segment:
             OSError: The disk failed, or somebody has cut the file short.
         """
         self._files.sync(self._fd)
-        # Stores behind the end, in the last page, raise nothing and reach no disk.
+        # Stores behind the end, in the last page, raise nothing and reach no disk; what is written there makes the file
+        # longer, but never as long as it was.
         if self._files.size(self._fd) != self.size:
             raise OSError(errno.EIO, f"{self.path} is no longer {self.size} bytes long: somebody has cut it short")
         self._durable_upto = self._end
@@ -190,53 +192,43 @@ class Segment:
             self._files.sync_directory(self.path.parent)
         self._close()
 
-    def _append_small(self, records: Sequence[bytes], size: int) -> None:
-        if self._end + size > self._filled_upto:
-            upto = aligned(self._filled_upto + _AHEAD_GROUPS * size, PAGE_BYTES)
-            # The sync of a group writes whole pages: larger ones would be quicker, and more than the group needs.
-            self._fill(min(upto, self.size), max(1 << size.bit_length() - 2, PAGE_BYTES))
-        mapping, seed, durable_upto = self._mapping, self._seed, self._durable_upto
-        end, sequence = self._end, self._sequence
-        try:
-            for payload in records:
-                start, length = end + FRAME_BYTES, len(payload)
-                stop = start + length
-                mapping[start:stop] = payload
-                crc = crc32(payload)
-                checked = pack_checked(end, crc, length, sequence, 0, durable_upto)
-                # The head comes last: its checksums say that the payload is there.
-                put_head(mapping, end, FRAME_MAGIC, crc32(checked, seed), crc, length, sequence, 0, durable_upto)
-                end = (stop + ALIGNMENT - 1) & -ALIGNMENT
-                sequence += 1
-        finally:
-            self._end, self._sequence = end, sequence
+    def _write_ahead(self, size: int) -> None:
+        """Sees to it that the blocks of a small group are there and marked as in use."""
+        start, end = self._end, self._end + size
+        if end > self._ahead_upto:
+            behind, self._ahead_upto = self._ahead_upto, min(aligned(end, PAGE_BYTES) + _AHEAD_BYTES, self.size)
+            # A sync writes a page as a whole: larger ones would be quicker, and more than such a group needs.
+            step = max(PAGE_BYTES, 1 << size.bit_length() - 2)
+            self._files.fill(self._fd, max(behind, aligned(start, PAGE_BYTES)), self._ahead_upto, step)
 
-    def _append_large(self, records: Sequence[bytes], group_end: int) -> None:
-        begun_upto = aligned(self._end + FRAME_BYTES, PAGE_BYTES)
-        for payload in records:
-            start = self._end + FRAME_BYTES
-            stop = start + len(payload)
-            if stop > self._filled_upto:
-                self._fill(min(aligned(stop, _WINDOW_BYTES), group_end), _WINDOW_BYTES)
-            self._mapping[start:stop] = payload
-            # No head is to come in the windows before this one's, nor behind the page of an only one.
-            complete_upto = stop if len(records) == 1 else self._end & -_WINDOW_BYTES
-            if complete_upto > begun_upto:
-                # Before the checksum, for which the disk need not wait.
+    def _write(self, records: Sequence[bytes], size: int) -> None:
+        """Writes a group, window by window: that brings its pages, for each of which a store would take a fault.
+
+        The first head shows it to the reader, and so it comes last, as a store.
+        """
+        count = max(1, min(_WINDOW_BYTES * len(records) // size, MAX_PIECES // frame.PIECES))
+        upto = self._end + FRAME_BYTES
+        begun_upto = aligned(upto, PAGE_BYTES)
+        pieces = frame.padded(records[0])
+        offset = self._end + frame.framed_bytes(len(records[0]))
+        for index in range(0, len(records), count):
+            first = max(index, 1)
+            pieces += frame.encode_all(
+                self._seed, offset, records[first:index + count], self._sequence + first, self._durable_upto
+            )
+            upto = offset = upto + self._files.write(self._fd, pieces, upto)
+            pieces = []
+            # All but the first head's page: the disk is at it while the rest, and the first record, is checksummed.
+            if size >= _SMALL_BYTES and (complete_upto := upto & -PAGE_BYTES) > begun_upto:
                 self._files.begin_sync(self._fd, begun_upto, complete_upto)
                 begun_upto = complete_upto
-            self._store_head(payload, 0)
-
-    def _fill(self, upto: int, step: int) -> None:
-        """Brings the pages of the next frames. A fault through the mapping would bring, and write, one at a time."""
-        self._files.fill(self._fd, self._filled_upto, upto, step)
-        self._filled_upto = aligned(upto, PAGE_BYTES)
+        if upto != self._end + size:
+            raise OSError(errno.ENOSPC, f"{self.path} took a part of what was written")
+        self._store_head(records[0], 0)
 
     def _store_head(self, payload: bytes, flags: int) -> None:
         head = frame.encode(self._seed, self._end, payload, self._sequence, flags, self._durable_upto)
         self._mapping[self._end:self._end + FRAME_BYTES] = head
-        self._end += frame.framed_bytes(len(payload))
-        self._sequence += 1
 
     def _close(self) -> None:
         if mapping := getattr(self, "_mapping", None):

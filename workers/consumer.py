@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from app import dead_letter, log, stream
+from app import count, dead_letter, log, stream
 from app.batch import LoneEvent
 from app.dead_letter import Death
 from app.errors import SettingError, StreamLost, StreamUnavailable
@@ -124,15 +124,15 @@ class Consumer:
                 middle = len(entries) // 2
                 self._take(entries[:middle])
                 return self._take(entries[middle:])
-            outcome = Outcome([], [], [], [], {0: Refusal(error.sqlstate, error.detail)})
+            outcome = Outcome([], [], [], [], [], {0: Refusal(error.sqlstate, error.detail)})
         self._settle(entries, outcome)
 
     def _loaded(self, entries: Sequence[Entry]) -> Outcome:
-        batches = [entry.batch for entry in entries]
+        batches, entry_ids = [entry.batch for entry in entries], [entry.entry_id.decode() for entry in entries]
         try:
-            return self._loader.load(batches, self._bury_events)
+            return self._loader.load(batches, entry_ids, self._bury_events)
         except Poison:
-            return self._loader.load(batches, self._bury_events, is_strict=True)
+            return self._loader.load(batches, entry_ids, self._bury_events, is_strict=True)
 
     def _settle(self, entries: Sequence[Entry], outcome: Outcome) -> None:
         """Lets go of what is settled: stored or known is released, the rest buried."""
@@ -143,9 +143,10 @@ class Consumer:
         for index, refusal in outcome.refused.items():
             is_event = isinstance(entries[index].batch, LoneEvent)
             self._bury(entries[index], dead_letter.BAD_EVENT if is_event else dead_letter.BAD_BATCH, refusal)
-        done = outcome.stored + outcome.duplicates
+        done = [(entries[index], count.kind_of_load(entries[index].batch)) for index in outcome.stored + outcome.known]
+        done += [(entries[index], count.DUPLICATE) for index in outcome.duplicates]
         if done:
-            self._inbox.ack([entries[index].entry_id for index in done])
+            self._inbox.ack(done)
         _count(entries, outcome)
 
     def _bury(self, entry: Entry, reason: str, refusal: Refusal) -> None:
@@ -185,9 +186,11 @@ def _count(entries: Sequence[Entry], outcome: Outcome) -> None:
     stored = [entries[index].batch for index in outcome.stored]
     metric.load_batches.observe(len(entries))
     metric.loaded_batches.inc(len(stored))
+    if stored:
+        metric.last_load_at.set_to_current_time()
     metric.loaded_events.inc(sum(batch.count for batch in stored) - outcome.dead_count)
     metric.loaded_bytes.inc(sum(len(batch.payload) for batch in stored))
-    metric.duplicate_batches.inc(len(outcome.duplicates))
+    metric.duplicate_batches.inc(len(outcome.known) + len(outcome.duplicates))
 
 
 def make(settings: Settings, redis_url: str, database_url: str) -> Consumer:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app import dead_letter, log, stream
+from app import count, dead_letter, log, stream
 from app.batch import Batch
 from app.dead_letter import Death
 from app.moment import now
@@ -140,13 +140,18 @@ class Inbox:
         """
         self._run(script.KEEP, (entry.deaths_alone + 1) * _ALONE, entry.entry_id)
 
-    def ack(self, entry_ids: Sequence[bytes]) -> None:
-        """Releases entries that are still its own: acknowledged and deleted, both or neither.
+    def ack(self, done: Sequence[tuple[Entry, str]]) -> None:
+        """Releases entries that are still its own: acknowledged, deleted and counted, all or nothing.
+
+        Args:
+            done: Entries, each with the kind that it is counted as (`app/count.py`).
 
         Raises:
             StreamUnavailable: Unknown whether it happened; the ledger makes another load harmless.
         """
-        self._run(script.RELEASE, *sorted(entry_ids, key=_place))  # HANDOVER 4, release
+        ordered = sorted(done, key=lambda pair: _place(pair[0].entry_id))
+        counts = count.packed([(entry.batch, kind) for entry, kind in ordered])
+        self._run(script.RELEASE, counts, *(entry.entry_id for entry, _ in ordered))  # HANDOVER 4, release
 
     def bury(self, entry_id: bytes, death: Death) -> None:
         """Moves an entry that is still its own to the dead letters.
@@ -207,7 +212,7 @@ class Inbox:
     def _entry(self, entry_id: bytes, fields: list[bytes] | None, deliveries: int) -> Entry | None:
         if fields is None:
             self._note_lost(1)
-            self.ack([entry_id])
+            self._run(script.RELEASE, count.packed([(None, "")]), entry_id)
             return None
         try:
             return Entry(entry_id, stream.batch_of(dict(zip(fields[::2], fields[1::2]))), deliveries)

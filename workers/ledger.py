@@ -21,6 +21,7 @@ class Verdict(NamedTuple):
     """What the ledger says of the batches of a load, by their positions in it; `loader.Outcome` says what each is."""
 
     fresh: list[int]
+    known: list[int]
     duplicates: list[int]
     conflicts: list[int]
     orphans: list[int]
@@ -35,12 +36,12 @@ class DeadEvent(msgspec.Struct, frozen=True):
     refusal: Refusal
 
 
-def enter(cursor: Cursor, batches: Sequence[Batch]) -> Verdict:
+def enter(cursor: Cursor, batches: Sequence[Batch], entry_ids: Sequence[str]) -> Verdict:
     """Enters the batches that are new, and says which those are. Raises psycopg2.Error."""
-    verdict = Verdict([], [], [], [])
+    verdict = Verdict([], [], [], [], [])
     whole = [index for index, one in enumerate(batches) if not isinstance(one, LoneEvent)]
     if whole:
-        _enter_batches(cursor, batches, whole, verdict)
+        _enter_batches(cursor, batches, entry_ids, whole, verdict)
     if len(whole) < len(batches):
         _enter_events(cursor, batches, verdict)
     return verdict
@@ -70,32 +71,37 @@ def specimen() -> Batch:
     return Batch(values["batch_id"], 1, sha256(line).hexdigest(), now, line)
 
 
-def _enter_batches(cursor: Cursor, batches: Sequence[Batch], whole: Sequence[int], verdict: Verdict) -> None:
+def _enter_batches(
+    cursor: Cursor, batches: Sequence[Batch], entry_ids: Sequence[str], whole: Sequence[int], verdict: Verdict
+) -> None:
     first = {batches[index].batch_id: index for index in reversed(whole)}
-    entered = _entered(cursor, [batches[index] for index in first.values()])
+    entered = _entered(cursor, [(batches[index], entry_ids[index]) for index in first.values()])
     known = _known(cursor, first.keys() - entered)
     for index in whole:
         one = batches[index]
+        sha256, entry_id = known.get(one.batch_id) or (batches[first[one.batch_id]].sha256, None)
         if one.batch_id in entered and first[one.batch_id] == index:
             verdict.fresh.append(index)
-        elif one.sha256 == known.get(one.batch_id, batches[first[one.batch_id]].sha256):
-            verdict.duplicates.append(index)
-        else:
+        elif one.sha256 != sha256:
             verdict.conflicts.append(index)
+        else:
+            (verdict.known if entry_id == entry_ids[index] else verdict.duplicates).append(index)
 
 
-def _entered(cursor: Cursor, batches: Sequence[Batch]) -> set[str]:
+def _entered(cursor: Cursor, batches: Sequence[tuple[Batch, str]]) -> set[str]:
     """Enters batches, each once, and returns the ids that were new."""
-    columns = zip(*((one.batch_id, one.sha256, str(one.count), one.received_at) for one in batches))
+    columns = zip(*(
+        (one.batch_id, one.sha256, str(one.count), one.received_at, entry_id) for one, entry_id in batches
+    ))
     cursor.execute(schema.ENTER, [_array(column) for column in columns])
     return {batch_id for batch_id, in cursor.fetchall()}
 
 
-def _known(cursor: Cursor, batch_ids: set[str]) -> dict[str, str]:
+def _known(cursor: Cursor, batch_ids: set[str]) -> dict[str, tuple[str, str | None]]:
     if not batch_ids:
         return {}
     cursor.execute(schema.KNOWN, [_array(batch_ids)])
-    return dict(cursor.fetchall())
+    return {batch_id: (sha256, entry_id) for batch_id, sha256, entry_id in cursor.fetchall()}
 
 
 def _enter_events(cursor: Cursor, batches: Sequence[Batch], verdict: Verdict) -> None:

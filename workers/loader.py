@@ -37,12 +37,19 @@ _OPTIONS = "-c statement_timeout={0}s -c idle_in_transaction_session_timeout={0}
 _LOCK_TIMEOUT_S = 10
 
 
+def parameters(url: str, name: str, timeout_s: int) -> dict[str, Any]:
+    """Returns how the loader connects; `spillway doctor` looks at what becomes of it. Raises psycopg2.Error."""
+    options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
+    return {**_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url)}
+
+
 class Outcome(NamedTuple):
     """What became of the batches of a load, by their positions in it.
 
     Attributes:
         stored: Committed with their events, but for `dead_count` of those.
-        duplicates: Known to the ledger, with the same body: acknowledge them.
+        known: Stored by this very entry, in a load that did not live to release it.
+        duplicates: Known to the ledger, with the same body, by another entry: acknowledge them.
         conflicts: Known to the ledger with another body: an idempotency key that was used twice.
         orphans: Lone events whose batch the ledger does not know yet.
         refused: Not stored, and why: bury them.
@@ -50,6 +57,7 @@ class Outcome(NamedTuple):
     """
 
     stored: list[int]
+    known: list[int]
     duplicates: list[int]
     conflicts: list[int]
     orphans: list[int]
@@ -68,21 +76,20 @@ class Loader:
     """
 
     def __init__(self, url: str, name: str, partition_days: int, timeout_s: int) -> None:
-        options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
-        self._parameters = {
-            **_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url),
-        }
+        self._parameters = parameters(url, name, timeout_s)
         self._partition_days = partition_days
         self._watchdog = Watchdog(timeout_s)
         self._connection: Connection | None = None
         self._partitions_due_at = 0.0
 
     def load(
-        self, batches: Sequence[Batch], bury: Callable[[list[DeadEvent]], None], is_strict: bool = False
+        self, batches: Sequence[Batch], entry_ids: Sequence[str], bury: Callable[[list[DeadEvent]], None],
+        is_strict: bool = False,
     ) -> Outcome:
         """Stores the batches that the ledger does not know, but for what PostgreSQL refuses of them.
 
         Args:
+            entry_ids: Of their entries, by which the ledger tells what was loaded and not released from copies.
             bury: Makes dead letters of events durable. Called before COMMIT: killed in between, the whole is done
                 again, while the other order would lose them.
             is_strict: What COMMIT would refuse is refused with its row.
@@ -98,14 +105,15 @@ class Loader:
             if is_strict:
                 cursor.execute(schema.CHECK_AT_ONCE)
             cursor.execute("SAVEPOINT nothing")
-            verdict = ledger.enter(cursor, batches)
+            verdict = ledger.enter(cursor, batches, entry_ids)
             try:
                 copy(cursor, [batches[index] for index in verdict.fresh])
             except psycopg2.Error as error:
                 if blame(error) is not Blame.DATA:
                     raise
                 cursor.execute("ROLLBACK TO nothing")
-                return self._sifted(cursor, batches, error, bury)
+                verdict = ledger.enter(cursor, batches, entry_ids)
+                return self._sifted(cursor, batches, verdict, error, bury)
         return _outcome(verdict, verdict.fresh)
 
     def prove(self) -> None:
@@ -117,7 +125,7 @@ class Loader:
         with self._transaction([]) as cursor:
             cursor.execute("SAVEPOINT proof")
             one = ledger.specimen()
-            ledger.enter(cursor, [one])
+            ledger.enter(cursor, [one], ["0-1"])
             copy(cursor, [one])
             cursor.execute("ROLLBACK TO proof")
 
@@ -137,10 +145,10 @@ class Loader:
             self._connection = None
 
     def _sifted(
-        self, cursor: Cursor, batches: Sequence[Batch], error: psycopg2.Error, bury: Callable[[list[DeadEvent]], None]
+        self, cursor: Cursor, batches: Sequence[Batch], verdict: Verdict, error: psycopg2.Error,
+        bury: Callable[[list[DeadEvent]], None],
     ) -> Outcome:
         """Takes of a refused load what is good, and has buried what is not."""
-        verdict = ledger.enter(cursor, batches)
         trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
         trial.run(error)
         refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
@@ -186,6 +194,7 @@ class Loader:
         if time.monotonic() >= self._partitions_due_at:
             with self._watchdog.guard(self._connection):
                 schema.ensure_partitions(self._connection, self._partition_days)
+                metric.partitions_until.set(schema.partitions_until(self._connection))
             self._partitions_due_at = time.monotonic() + _PARTITIONS_EVERY_S
         return self._connection
 
@@ -193,7 +202,9 @@ class Loader:
 def _outcome(
     verdict: Verdict, stored: list[int], refused: dict[int, Refusal] | None = None, dead_count: int = 0
 ) -> Outcome:
-    return Outcome(stored, verdict.duplicates, verdict.conflicts, verdict.orphans, refused or {}, dead_count)
+    return Outcome(
+        stored, verdict.known, verdict.duplicates, verdict.conflicts, verdict.orphans, refused or {}, dead_count
+    )
 
 
 def copy(cursor: Cursor, batches: Sequence[Batch]) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from app import log
 from app.appender import Appender
-from app.batch import Batch, from_record
+from app.batch import Batch, from_record, is_canary
 from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
 from wal.errors import WalError
 from wal.reader import Record, SegmentReader, segments
+from wal.turn import Turn
 from workers import metric
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,11 @@ _READ_BYTES = 4 << 20
 _IDLE_S = 0.1
 _LONGEST_DELAY_S = 1.0
 _REDIS_TIMEOUT_S = 5.0
+_TURN_S = 1.0
 
 
 class Replayer:
-    """Owns the reading side of a WAL directory; one process a host.
+    """Owns the reading side of a WAL directory; one process a directory, whose `Turn` it is.
 
     Args:
         directory: Of the segments.
@@ -102,8 +104,9 @@ class Replayer:
 
     def _ship(self) -> int:
         self._appender.probe(self._stream_max_bytes * 9 // 10)
-        self._note_started()
         batches = self._unsent
+        if not all(map(is_canary, batches)):
+            self._note_started()
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         refused = [outcome for outcome in outcomes if outcome]
         count = len(batches) - len(refused)
@@ -161,6 +164,19 @@ class Replayer:
         self._away_cause = ""
 
 
+def await_turn(turn: Turn, stop: threading.Event) -> None:
+    """Returns when no other replayer is at work on the directory, or when `stop` is set."""
+    try:
+        if turn.take():
+            return
+        logger.info(log.line("replayer_standing_by", why="another replayer is at work on this WAL"))
+        while not stop.wait(_TURN_S) and not turn.take():
+            pass
+    except WalError as error:
+        # The ledger removes what two replayers ship; that none does would be worse.
+        logger.warning(log.line("replayer_may_not_be_alone", detail=error))
+
+
 def main() -> int:
     """Runs the replayer until SIGTERM or SIGINT."""
     try:
@@ -177,10 +193,11 @@ def main() -> int:
         settings.wal_path, settings.beside_wal("quarantine"), appender, settings.stream_max_bytes,
         settings.wal == "always",
     )
-    stop = threading.Event()
+    turn, stop = Turn(settings.wal_path), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logger.info(log.line("replayer_started", pid=os.getpid(), directory=settings.wal_path))
+    await_turn(turn, stop)
     replayer.run(stop)
     logger.info(log.line("replayer_stopped"))
     return 0

@@ -5,7 +5,7 @@ strange time is no outage. Nothing on it is unique: duplicates are removed per b
 """
 
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
 _IS_MADE = """
 SELECT to_regclass('log_events_default') IS NOT NULL AND EXISTS (
-    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'dead_events'
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'entry_id'
 )
 """
 _MAKE = """
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS log_events (
 ) PARTITION BY RANGE (ts);
 COMMENT ON COLUMN log_events.severity IS 'OpenTelemetry severity number, 1 to 24, where the level says one';
 CREATE INDEX IF NOT EXISTS log_events_ts ON log_events USING brin (ts);
+CREATE INDEX IF NOT EXISTS log_events_received_at ON log_events USING brin (received_at) WITH (autosummarize = on);
 CREATE TABLE IF NOT EXISTS log_events_default PARTITION OF log_events DEFAULT;
 CREATE TABLE IF NOT EXISTS log_batches (
     batch_id uuid PRIMARY KEY,
@@ -49,17 +50,23 @@ CREATE TABLE IF NOT EXISTS log_batches (
 );
 ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS dead_events integer[] NOT NULL DEFAULT '{}';
 COMMENT ON COLUMN log_batches.dead_events IS 'batch_index of events that were refused and are not stored';
+ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS entry_id text;
+COMMENT ON COLUMN log_batches.entry_id IS 'the stream entry by which the batch came to be stored';
+CREATE INDEX IF NOT EXISTS log_batches_received_at ON log_batches USING brin (received_at) WITH (autosummarize = on);
 """
 
 ENTER = """
-INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at)
-SELECT id, decode(sha256, 'hex'), events, received_at
-FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[]) AS fresh (id, sha256, events, received_at)
+INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at, entry_id)
+SELECT id, decode(sha256, 'hex'), events, received_at, entry_id
+FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[], %s::text[])
+    AS fresh (id, sha256, events, received_at, entry_id)
 ORDER BY id
 ON CONFLICT (batch_id) DO NOTHING
 RETURNING batch_id::text
 """
-KNOWN = "SELECT batch_id::text, encode(body_sha256, 'hex') FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
+KNOWN = """
+SELECT batch_id::text, encode(body_sha256, 'hex'), entry_id FROM log_batches WHERE batch_id = ANY (%s::uuid[])
+"""
 FORGET = "DELETE FROM log_batches WHERE batch_id = ANY (%s::uuid[])"
 LACKING = "SELECT batch_id::text, dead_events FROM log_batches WHERE batch_id = ANY (%s::uuid[]) ORDER BY 1 FOR UPDATE"
 ADD_LACKING = "UPDATE log_batches SET dead_events = dead_events || %s::integer[] WHERE batch_id = %s"
@@ -80,6 +87,9 @@ _MAKE_PARTITION = "CREATE TABLE {name} (LIKE log_events INCLUDING DEFAULTS INCLU
 _ATTACH_PARTITION = """
 ALTER TABLE log_events ATTACH PARTITION {name} FOR VALUES FROM ('{start} 00:00Z') TO ('{end} 00:00Z')
 """
+_PARTITIONS = """
+SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = to_regclass('log_events')
+"""
 
 
 def ensure(connection: Connection) -> None:
@@ -91,6 +101,17 @@ def ensure(connection: Connection) -> None:
             cursor.execute(_LOCK)
             cursor.execute(_MAKE)
             logger.warning(log.line("schema_made"))
+
+
+def partitions_until(connection: Connection) -> float:
+    """Returns up to when every day from today (UTC) on has a partition, in Unix seconds. Raises psycopg2.Error."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_PARTITIONS)
+        names = {name for name, in cursor.fetchall()}
+    day = datetime.now(UTC).date()
+    while _partition_of(day) in names:
+        day += timedelta(days=1)
+    return datetime.combine(day, time(), UTC).timestamp()
 
 
 def ensure_partitions(connection: Connection, days_ahead: int) -> None:
@@ -108,8 +129,12 @@ def ensure_partitions(connection: Connection, days_ahead: int) -> None:
             return logger.warning(log.line("partition_refused", day=day, why="this role may not create tables"))
 
 
+def _partition_of(day: date) -> str:
+    return f"log_events_{day:%Y%m%d}"
+
+
 def _ensure_partition(connection: Connection, day: date) -> None:
-    name = f"log_events_{day:%Y%m%d}"
+    name = _partition_of(day)
     with connection, connection.cursor() as cursor:
         cursor.execute(_PARTITION_EXISTS, (name,))
         if cursor.fetchone()[0]:  # type: ignore[index]

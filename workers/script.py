@@ -1,11 +1,14 @@
 """The Lua scripts by which a consumer changes the stream; each is atomic, and works on a Redis that is full.
 
 Scripts, not MULTI: a full Redis refuses to queue any command, while a script that has written once may go on writing.
-Where one of these has to add something, it begins with an XACK of an id that no entry has.
+Where one of these has to add something, it begins with an XACK of an id that no entry has. What is moved is counted in
+the same script (`app/count.py`).
 
 Keys are always: the stream, the dead letters, the index of dead events. Of the arguments the first two are always: the
 group, the consumer.
 """
+
+from app import count
 
 _KEYS = "local stream, letters, index, group, me = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]\n"
 
@@ -17,20 +20,28 @@ local function pending(id)
 end
 """
 
-# An event has one letter, however often it is buried. `fields`: names and values in turn; `death`: those of its end. Of
-# an entry that has more than a call takes arguments, which is none of ours, the letter has the first.
-_BURY = """
+# An event has one letter, however often it is buried. `fields`: names and values in turn; `death`: those of its end;
+# `kind`: as what its letter is counted, false for nothing. Of an entry that has more than a call takes arguments, which
+# is none of ours, the letter has the first.
+_BURY = count.LUA + """
 redis.call('XACK', stream, group, '0-1')
-local function bury(fields, death)
+local function bury(fields, death, kind)
   local named = {}
   for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
   for i = #fields, 7001, -1 do fields[i] = nil end
   for i = 1, #death do fields[#fields + 1] = death[i] end
   local name = named.event_index and named.batch_id and named.batch_id .. '/' .. named.event_index
   local id = name and redis.call('HGET', index, name)
-  if id and #redis.call('XRANGE', letters, id, id) > 0 then return end
-  id = redis.call('XADD', letters, '*', unpack(fields))
-  if name then redis.call('HSET', index, name, id) end
+  local has_one = id and #redis.call('XRANGE', letters, id, id) > 0
+  if not has_one then
+    id = redis.call('XADD', letters, '*', unpack(fields))
+    if name then redis.call('HSET', index, name, id) end
+  elseif kind == 'buried' then
+    kind = 'duplicate'
+  else
+    kind = false
+  end
+  if kind then count(string.sub(named.received_at, 1, 16), kind, named.count) end
 end
 """
 
@@ -59,24 +70,31 @@ end
 return entries
 """
 
-# Arguments: ids in the stream's order. Releases those that are still the consumer's. In parts, as a call takes only so
-# many arguments.
+# Arguments: as what they are counted, as `count.packed` says; ids in the stream's order. Releases those that are still
+# the consumer's. In parts, as a call takes only so many arguments.
 RELEASE = _KEYS + """
-local mine, released = {}, 0
-for first = 3, #ARGV, 1000 do
+local fields, which, events = unpack(cmsgpack.unpack(ARGV[3]))
+local mine, sums, released = {}, {}, 0
+for first = 4, #ARGV, 1000 do
   local last = math.min(first + 999, #ARGV)
   for _, row in ipairs(redis.call('XPENDING', stream, group, ARGV[first], ARGV[last], 1000000, me)) do
     mine[row[1]] = true
   end
   local ids = {}
   for i = first, last do
-    if mine[ARGV[i]] then ids[#ids + 1] = ARGV[i] end
+    if mine[ARGV[i]] then
+      ids[#ids + 1] = ARGV[i]
+      sums[which[i - 3]] = (sums[which[i - 3]] or 0) + events[i - 3]
+    end
   end
   if #ids > 0 then
     redis.call('XACK', stream, group, unpack(ids))
     redis.call('XDEL', stream, unpack(ids))
     released = released + #ids
   end
+end
+for place, field in ipairs(fields) do
+  if sums[place] then redis.pcall('HINCRBY', '""" + count.KEY + """', field, sums[place]) end
 end
 return released
 """
@@ -94,12 +112,13 @@ end
 return kept
 """
 
-# Arguments: an id, the names and values of its death. Moves the entry, whole, if it is still the consumer's.
+# Arguments: an id, the names and values of its death, its reason first. Moves the entry, whole, if it is still the
+# consumer's.
 BURY = _KEYS + _PENDING + _BURY + """
 local id = ARGV[3]
 local entry = redis.call('XRANGE', stream, id, id)[1]
 if pending(id) ~= me or not entry then return 0 end
-bury(entry[2], {unpack(ARGV, 4)})
+bury(entry[2], {unpack(ARGV, 4)}, ARGV[5] ~= 'not_an_entry' and 'buried')
 redis.call('XACK', stream, group, id)
 redis.call('XDEL', stream, id)
 return 1
@@ -107,7 +126,7 @@ return 1
 
 # Arguments: names and values of one letter. Adds it; its batch stays where it is.
 BURY_EVENT = _KEYS + _BURY + """
-bury({unpack(ARGV, 3)}, {})
+bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 """
 
 # Arguments: from how many ms of idleness on. Takes entries over from consumers that have not touched them for so long,

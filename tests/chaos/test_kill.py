@@ -83,6 +83,7 @@ def test_under_load_nothing_acknowledged_is_lost_and_nothing_is_stored_twice(fau
     verdict = verify(running, receipts)
     assert verdict["clean"], verdict
     assert injected >= 2 and verdict["outcomes"]["accepted"]["batches"] > 100
+    running.spillway("audit", "--wait", "60")
 
 
 def test_one_key_posted_100_times_from_8_threads_is_one_batch(stack):

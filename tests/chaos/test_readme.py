@@ -55,14 +55,16 @@ def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkou
     assert "Spillway is up" in shell(start[0])
     accepted = json.loads(shell(start[1]))
     assert (accepted["accepted"], accepted["durability"]) == (1, "stream")
-    psql, status, supervisorctl, pending, metrics, letters, replay, down = look
+    psql, status, doctor, supervisorctl, pending, metrics, letters, replay, audit, down = look
     locust, verify = load
     journal.until(lambda: "hello" in shell(psql), "the event to be a row")
     assert all(word in shell(status) for word in ("ingest_url", "consumers:consumer-00", "RUNNING"))
-    assert shell(supervisorctl).count("RUNNING") == 7
+    assert "wal disk" in shell(doctor)
+    assert shell(supervisorctl).count("RUNNING") == 9
     assert "consumers" in json.loads(shell(pending))
     assert "ingest_accepted_events_total" in shell(metrics)
     assert "Found no letter" in shell(letters) and "Replayed no letter" in shell(replay)
+    assert "BALANCED: every event" in shell(audit)
     shell(locust.replace(LOAD, "-t 3s"))
     assert "clean" in shell(verify)
     shell(down)
@@ -73,7 +75,7 @@ def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkou
 def test_an_installation_without_the_extras_has_all_that_its_processes_import(checkout, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
     subprocess.run([tmp_path / "bin/pip", "install", "--quiet", checkout], check=True)
-    modules = "gunicorn.workers.ggevent, app.edge, app.admin, workers.consumer, ops.up, ops.status, ops.run"
+    modules = "gunicorn.workers.ggevent, app.edge, app.admin, workers.consumer, ops.up, ops.status, ops.run, ops.watch"
     subprocess.run([tmp_path / "bin/python", "-c", f"import {modules}"], check=True, cwd=tmp_path)
 
 

@@ -50,7 +50,7 @@ def write_some(writer, numbers):
     """Writes groups, and returns the records of those that were confirmed and of those that failed."""
     confirmed, failed = [], []
     for number in numbers:
-        group = [b"%d %d " % (number, index) + b"x" * 200 for index in range(3)]
+        group = [b"%d %d " % (number, index) + b"x" * 8000 for index in range(3)]
         try:
             writer.write(group)
             confirmed += group
@@ -63,7 +63,7 @@ def test_a_segment_that_a_failing_device_did_not_write_is_not_synced_again_and_n
     failing_disk, tmp_path
 ):
     files = Syncs()
-    writer = writer_at(failing_disk.root, files, segment_bytes=64 << 10)
+    writer = writer_at(failing_disk.root, files, segment_bytes=1 << 20, max_bytes=16 << 20)
     before, none = write_some(writer, range(10))
     fill(tmp_path / "filler")
     during, failed = write_some(writer, range(10, 40))
@@ -88,9 +88,11 @@ def disk(tmp_path):
         yield made
 
 
-def test_a_commit_of_700_bytes_is_less_than_three_pages_to_the_device(disk):
+@pytest.mark.parametrize("first", [6, 100_000, 300_000])
+def test_a_commit_of_700_bytes_is_less_than_three_pages_to_the_device_also_behind_a_large_one(disk, first):
     writer = writer_at(disk.root, Files(), segment_bytes=1 << 20)
-    writer.write([b"opened"])
+    writer.write([bytes(first)])
+    writer.write([b"has all that is ahead written"])
     written_bytes = [disk.written_bytes]
     for _ in range(200):
         writer.write([b"x" * 200] * 3)

@@ -166,13 +166,14 @@ def cut_behind_the_first(root, writer):
     return reader
 
 
-def test_what_a_writer_confirms_after_an_intruder_has_cut_its_segment_short_within_a_page_is_there(tmp_path):
-    writer = writer_at(tmp_path, Files())
+@pytest.mark.parametrize("third", [b"third", bytes(100_000)])
+def test_what_a_writer_confirms_after_an_intruder_has_cut_its_segment_short_within_a_page_is_there(tmp_path, third):
+    writer = writer_at(tmp_path, Files(), segment_bytes=1 << 20, max_bytes=8 << 20)
     cut_behind_the_first(tmp_path, writer).close()
     confirmed = []
     with suppress(WalFailed):
-        writer.write([b"third"])
-        confirmed.append(b"third")
+        writer.write([third])
+        confirmed.append(third)
     die(writer)
     assert set(confirmed) <= set(drain(tmp_path)[0])
 

@@ -91,6 +91,20 @@ def test_only_a_broken_interface_fails_the_run(pattern: str, bad: str, code: int
     assert (client.returncode, text in output) == (code, True), output
 
 
+def test_a_rate_is_kept_and_a_seed_makes_the_same_requests_again(tmp_path: Path) -> None:
+    sizes = []
+    for name in ("one", "other"):
+        directory = tmp_path / name
+        directory.mkdir()
+        with locust("202", directory, "-u", "1", "-t", "3s", "--rate", "10", "--seed", "7", "--repost", "0") as client:
+            client.communicate(timeout=DEADLINE_S)
+        promises = receipt.read(directory / "receipts").promises
+        assert 1 < len(promises) <= 31
+        sizes.append([promise.count for promise in promises.values()])
+    both = min(map(len, sizes))
+    assert sizes[0][:both] == sizes[1][:both]
+
+
 def test_a_killed_run_leaves_its_requests_unknown(tmp_path: Path) -> None:
     path = tmp_path / "receipts"
     with locust("hang", tmp_path) as client:

@@ -16,7 +16,7 @@ from tests import journal
 from tests.conftest import Server, execute, pick_port, postgres_answers
 from tests.journal import until
 from tests.machine import tmpfs
-from tests.proxy import proxied
+from ops.proxy import proxied
 
 QUICK = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "3"}
 HOLD = {"SPILLWAY_SINK_POLICY": "hold", "SPILLWAY_SINK_RETRIES": "1"}

@@ -12,7 +12,7 @@ from tests import journal
 from tests.edge import Edge
 from tests.journal import until
 from tests.machine import injected
-from tests.proxy import proxied
+from ops.proxy import proxied
 
 MIB = 1 << 20
 
@@ -197,6 +197,27 @@ def test_what_a_killed_worker_has_left_is_replayed(host, redis_server, redis_url
     running.start_replayer()
     redis_server.start()
     until(lambda: running.files() == [], "the WAL to be drained")
+    check_all_stored(redis_url, database_url, ids)
+
+
+def test_of_two_replayers_on_one_wal_one_ships_and_the_other_takes_over_when_it_is_gone(
+    host, redis_server, redis_url, database_url
+):
+    running = host()
+    until(lambda: "replayer_started" in running.log, "the first replayer")
+    first = running.replayer
+    running.start_replayer()
+    until(lambda: "replayer_standing_by" in running.log, "the second replayer to leave it to the first")
+    ids = []
+    for replayer in (first, running.replayer):
+        redis_server.stop()
+        ids += [running.post(number).document["batch_id"] for number in range(len(ids), len(ids) + 20)]
+        redis_server.start()
+        until(lambda: running.files() == [], "the WAL to be drained")
+        assert redis.Redis.from_url(redis_url).xlen(stream.STREAM) == len(ids)  # each once
+        if replayer is first:
+            first.kill()
+            first.wait(30)
     check_all_stored(redis_url, database_url, ids)
 
 

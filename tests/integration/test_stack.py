@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,10 @@ import pytest
 from ops import family
 from tests.conftest import ROOT, pick_port, until
 
-PROGRAMS = {"redis", "postgres", "ingest", "replayer", "admin", "consumers:consumer-00", "consumers:consumer-01"}
+PROGRAMS = {
+    "redis", "postgres", "ingest", "replayer", "admin", "watch", "logs", "consumers:consumer-00",
+    "consumers:consumer-01",
+}
 
 
 def post(url, message):
@@ -169,7 +173,7 @@ def test_servers_that_are_not_ours_may_come_later(stack):
         REDIS_URL=f"redis://127.0.0.1:{pick_port()}/0",
         DATABASE_URL=f"postgresql://nobody@127.0.0.1:{pick_port()}/none",
     )
-    waiting = running.spillway("up", "--detach", "--wait", "3", status=os.EX_TEMPFAIL)
+    waiting = running.spillway("up", "--detach", "--wait", "10", status=os.EX_TEMPFAIL)
     assert "PostgreSQL does not answer" in waiting.stderr
     assert "admin is not ready" in waiting.stderr
     states = {process["name"]: process["state"] for process in running.facts["processes"]}
@@ -188,22 +192,41 @@ def test_in_the_foreground_it_ends_with_its_terminal_and_takes_all_along(stack):
     assert not everything(running)
 
 
-def test_a_container_s_programs_run_without_supervisor(stack, redis_url, database_url, tmp_path):
+@pytest.fixture
+def container(stack, redis_url, database_url, tmp_path):
+    """What a container runs, with its log, once its ingest answers; and the facts of where."""
     running = stack(is_started=False, REDIS_URL=redis_url, DATABASE_URL=database_url)
     facts = {"ingest_url": f"http://127.0.0.1:{running.environ['SPILLWAY_PORT']}", "database_url": database_url}
     log = tmp_path / "log"
     with log.open("wb") as file:
-        container = subprocess.Popen(
-            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer"],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer", "watch"],
             env=running.environ, stdout=file, stderr=file,
         )
     try:
         until(lambda: "listening at" in log.read_text().lower() and answers(facts["ingest_url"]), "ingest")
-        assert is_stored(facts, "from a container")
+        yield process, facts, log, running.state
     finally:
-        container.terminate()
-    assert container.wait(60) == 0, log.read_text()
-    assert not Path(f"/proc/{container.pid}").exists()
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_container_s_programs_run_without_supervisor(container):
+    process, facts, log, state = container
+    assert is_stored(facts, "from a container")
+    process.terminate()
+    assert process.wait(60) == 0, log.read_text()
+    assert {"consumer_started", "Booting"} <= set(log.read_text().split()), "they log to where the container shows it"
+    assert not list(state.rglob("*.log"))
+    assert not answers(facts["ingest_url"])
+
+
+def test_a_container_ends_with_the_first_of_its_programs_and_says_which(container):
+    process, facts, log, _ = container
+    started = until(lambda: re.search(r"consumer_started pid=(\d+)", log.read_text()), "the consumer")
+    os.kill(int(started[1]), signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL
+    assert "program_ended program=consumer status=-9" in log.read_text()
     assert not answers(facts["ingest_url"])
 
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from app import dead_letter, stream
+from app import count, dead_letter, stream
 from app.dead_letter import Death
 from tests import journal
 from tests.conftest import execute
@@ -108,7 +108,7 @@ def test_who_has_lost_an_entry_neither_releases_nor_buries_nor_keeps_it(client, 
     victim = Inbox(client, "victim", 1 << 20)
     entry, = victim.read()
     client.xclaim(stream.STREAM, stream.GROUP, "thief", 0, [entry_id])
-    victim.ack([entry_id])
+    victim.ack([(entry, count.LOADED)])
     victim.bury(entry_id, DEATH)
     assert victim.keep([entry]) == []
     assert (client.xlen(stream.STREAM), client.xlen(stream.DEAD_LETTERS)) == (1, 0)

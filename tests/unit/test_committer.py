@@ -192,6 +192,34 @@ def test_in_write_ahead_mode_the_stream_is_not_asked():
     assert target.groups == [] and wal.groups == [["a", "b"]]
 
 
+def test_what_is_meant_for_the_wal_goes_there_and_says_nothing_about_the_stream(caplog):
+    target, wal = Target(), Wal()
+    committer = make(target, wal)
+    waiting = [gevent.spawn(committer.commit, batch(number), number % 2 == 1) for number in range(6)]
+    gevent.joinall(waiting, timeout=5, raise_error=True)
+    assert [one.value for one in waiting] == ["stream", "wal"] * 3
+    assert target.groups == [["0", "2", "4"]] and wal.groups == [["1", "3", "5"]]
+    assert committer.commit(batch("alone"), True) == "wal" and len(target.groups) == 1
+    assert committer.commit(batch("next")) == "stream" and not caplog.records
+    until(lambda: wal.sealed)
+
+
+@pytest.mark.parametrize("failure", [REFUSED, None])
+def test_what_is_meant_for_the_wal_is_answered_when_the_stream_fails_its_group(failure):
+    def fail(batches):
+        if failure:
+            raise failure
+        return [REFUSED] * len(batches)
+
+    target, wal = Target(fail), Wal()
+    target.probe_error = REFUSED
+    committer = make(target, wal)
+    waiting = [gevent.spawn(committer.commit, batch(number), number == 0) for number in range(3)]
+    gevent.joinall(waiting, timeout=5, raise_error=True)
+    assert [one.value for one in waiting] == ["wal"] * 3
+    assert sorted(wal.groups[0]) == ["0", "1", "2"] and len(wal.groups) == 1
+
+
 def test_a_sign_of_life_is_asked_for_without_a_batch():
     target = Target()
     assert outcomes(make(target), None) == ["stream"] and target.groups == [[]]

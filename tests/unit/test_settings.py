@@ -64,3 +64,9 @@ def test_a_process_with_a_bad_setting_says_so_and_does_not_start():
     )
     assert run.returncode != 0
     assert "SPILLWAY_PORT='http' is not allowed" in run.stderr
+
+
+def test_a_url_that_is_refused_is_shown_without_its_password():
+    with pytest.raises(SettingError) as refused:
+        Settings.from_env({"DATABASE_URL": "mysql://user:half@way@host/db"})
+    assert "mysql://user:***@host/db" in str(refused.value)

@@ -13,12 +13,12 @@ from ops import program, supervisor_config
 SERVERS = {"redis": ["/opt/100% sure/redis-server", "a b.conf"], "postgres": ["setpriv", "postgres", "-D", "x"]}
 
 
-def parsed(tmp_path, servers=SERVERS, **overrides):
+def parsed(tmp_path, servers=SERVERS, overrides_of=None, **overrides):
     """Returns supervisor's options after reading the rendered file."""
     config = tmp_path / "supervisord.conf"
     (tmp_path / "log").mkdir(parents=True)
     settings = Settings(data_dir=str(tmp_path), consumer_name="web1", **overrides)
-    config.write_text(supervisor_config.render(settings, servers))
+    config.write_text(supervisor_config.render(settings, servers, overrides_of or {}))
     options = ServerOptions()
     options.realize(["-c", str(config)])
     return options
@@ -34,13 +34,16 @@ def processes(options):
 
 def test_the_programs_have_the_names_that_operators_are_promised(tmp_path):
     assert set(processes(parsed(tmp_path, consumers=3))) == {
-        "redis", "postgres", "admin", "ingest", "replayer", "consumers:consumer-00", "consumers:consumer-01",
+        "redis", "postgres", "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
+        "consumers:consumer-01",
         "consumers:consumer-02",
     }
 
 
 def test_servers_that_are_not_embedded_have_no_program(tmp_path):
-    assert set(processes(parsed(tmp_path, {}, consumers=1))) == {"admin", "ingest", "replayer", "consumers:consumer-00"}
+    assert set(processes(parsed(tmp_path, {}, consumers=1))) == {
+        "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
+    }
 
 
 def test_servers_start_first_and_stop_last(tmp_path):
@@ -110,12 +113,29 @@ def test_a_path_too_long_for_a_socket_is_refused_by_name():
 
 def test_supervisord_is_told_that_root_is_meant(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert "\nuser=root\n" in supervisor_config.render(Settings(), {})
+    assert "\nuser=root\n" in supervisor_config.render(Settings(), {}, {})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "user=" not in supervisor_config.render(Settings(), {})
+    assert "user=" not in supervisor_config.render(Settings(), {}, {})
 
 
 def test_a_consumer_is_given_longer_to_stop_than_a_load_may_take():
-    text = supervisor_config.render(Settings(sink_timeout_s=100, claim_idle_s=200), {})
+    text = supervisor_config.render(Settings(sink_timeout_s=100, claim_idle_s=200), {}, {})
     consumers = text.partition("[program:consumers]")[2].partition("[program:")[0]
     assert "stopwaitsecs=115\n" in consumers
+
+
+def test_a_program_may_have_another_environment_than_the_others(tmp_path):
+    url = "redis://:p%40ss@127.0.0.1:1/0"
+    found = processes(parsed(tmp_path, overrides_of={name: {"REDIS_URL": url} for name in ("ingest", "consumers")}))
+    assert found["ingest"].environment == {"REDIS_URL": url}
+    assert found["consumers:consumer-00"].environment == {
+        "REDIS_URL": url, "SPILLWAY_CONSUMER_NAME": "web1-00",
+    }
+    assert not found["replayer"].environment
+
+
+def test_the_log_of_supervisord_itself_has_the_same_bound(tmp_path):
+    text = supervisor_config.render(Settings(log_max_bytes=4096), {}, {})
+    assert "\nlogfile_maxbytes=4096\nlogfile_backups=1\n" in text
+    config = parsed(tmp_path, log_max_bytes=4096)
+    assert (config.logfile_maxbytes, config.logfile_backups) == (4096, 1)

@@ -52,7 +52,7 @@ def test_a_group_is_one_sync_and_is_read_in_order_by_a_reader_that_follows(tmp_p
     assert [(record.sequence, record.payload) for record in reader.read(1)] == [(1, b"a")]
     files.calls.clear()
     writer.write([b"b", b"", b"c" * 100])
-    assert [call for call in files.calls if call != "size"] == ["sync"]
+    assert [call for call in files.calls if call != "size"] == ["write", "sync"]
     assert [record.payload for record in reader.read(1)] == [b"b", b""]
     assert [record.payload for record in reader.read(1)] == [b"c" * 100]
     assert reader.read(1) == [] and not reader.is_sealed and not reader.is_drained
@@ -174,13 +174,14 @@ def test_a_failed_sync_on_a_full_disk_is_a_failure_and_not_full_because_some_of_
         writer.write([b"after"])
 
 
-def test_something_that_is_no_bytes_seals_the_segment_so_that_nothing_is_stored_where_a_reader_has_been(tmp_path):
-    writer = writer_at(tmp_path, Files())
+@pytest.mark.parametrize("before", [b"small", bytes(1 << 20)])
+def test_something_that_is_no_bytes_seals_the_segment_and_nothing_of_its_group_is_ever_seen(tmp_path, before):
+    writer = writer_at(tmp_path, Files(), segment_bytes=4 << 20, max_bytes=1 << 30)
     with pytest.raises(TypeError):
-        writer.write([b"seen", "text"])
+        writer.write([before, before, "text"])
     writer.write([b"after"])
     writer.close()
-    assert drain(tmp_path) == ([b"seen", b"after"], 0, 0)
+    assert drain(tmp_path) == ([b"after"], 0, 0)
 
 
 def attempt(root, files):
@@ -338,22 +339,60 @@ def test_groups_of_all_sizes_in_any_order_are_stored_whole_and_what_the_disk_has
     assert drain(tmp_path) == (written, 0, 0)
 
 
-@pytest.mark.parametrize("call", ["fill", "begin_sync"])
-def test_a_disk_that_fails_while_a_large_group_is_stored_poisons_the_segment_and_the_group_goes_to_another(
-    tmp_path, call
+def fail_once(files, call, result=None):
+    """Has the next call of that name fail; or, with a result, return that."""
+    def fail(*arguments):
+        delattr(files, call)
+        if result is None:
+            raise OSError(errno.EIO, "the test's")
+        return result
+
+    setattr(files, call, fail)
+
+
+@pytest.mark.parametrize("call, size", [("fill", 300), ("write", 300_000), ("begin_sync", 300_000)])
+def test_a_disk_that_fails_while_a_group_is_stored_poisons_the_segment_and_the_group_goes_to_another(
+    tmp_path, call, size
 ):
     files = Files()
     writer = writer_at(tmp_path, files, segment_bytes=4 << 20, max_bytes=1 << 30)
-    writer.write([b"before"])
-    group = [bytes([number]) * 300_000 for number in range(5)]
-
-    def fail(*arguments):
-        delattr(files, call)
-        raise OSError(errno.EIO, "the test's")
-
-    setattr(files, call, fail)
+    writer.write([b"before" * 20_000])
+    group = [bytes([number]) * size for number in range(5)]
+    fail_once(files, call)
     writer.write(group)
     assert (writer.poisoned_count, writer.synced_count) == (1, 2)
     writer.close()
-    payloads, torn_count, corrupt_count = drain(tmp_path)
-    assert payloads[0] == b"before" and payloads[-5:] == group and (torn_count, corrupt_count) == (0, 0)
+    assert drain(tmp_path) == ([b"before" * 20_000, *group], 0, 0)
+
+
+@pytest.mark.parametrize("size", [70_000, 3_000_000])
+def test_a_disk_that_takes_less_than_it_was_given_poisons_the_segment_and_the_group_goes_to_another(tmp_path, size):
+    files = Files()
+    writer = writer_at(tmp_path, files, segment_bytes=16 << 20, max_bytes=1 << 30)
+    writer.write([b"before"])
+    fail_once(files, "write", 100)
+    writer.write([bytes(size)] * 2)
+    assert (writer.poisoned_count, writer.synced_count) == (1, 2)
+    writer.close()
+    assert drain(tmp_path) == ([b"before", bytes(size), bytes(size)], 0, 0)
+
+
+def test_a_reader_sees_nothing_of_a_large_group_until_all_of_it_is_there(tmp_path):
+    files, seen = Files(), []
+    writer = writer_at(tmp_path, files, segment_bytes=8 << 20, max_bytes=1 << 30)
+    writer.write([b"before"])
+    reader = SegmentReader(segments(tmp_path / "log")[0])
+    assert len(reader.read(1)) == 1
+
+    def write(*arguments):
+        seen.append(reader.read(1))
+        count = Files.write(files, *arguments)
+        seen.append(reader.read(1))
+        return count
+
+    files.write = write
+    writer.write([bytes([number]) * 700_000 for number in range(5)])
+    assert len(seen) > 4 and not any(seen)
+    assert len(reader.read(1 << 30)) == 5
+    reader.close()
+    writer.close()

@@ -1,0 +1,183 @@
+"""The state of a running stack on a few lines: what waits where, since when, and what does not answer.
+
+Each part is asked at the same time as the others, and has a short deadline: what is down must not hide the rest.
+"""
+
+import http.client
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import psycopg2
+
+from ops import secret
+from ops.checkup.finding import size
+from ops.errors import Silent
+from ops.stack import Facts
+from workers.watchdog import Watchdog
+
+_TIMEOUT_S = 3  # above the second that admin gives Redis
+_DETAIL_CHARS = 70
+
+_POSTGRES = """
+SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', (
+    SELECT max(substring(c.relname FROM '^log_events_(\\d{8})$'))
+    FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid WHERE inhparent = to_regclass('log_events')
+)
+"""
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What one part said: its answer, or why there is none."""
+
+    answer: dict[str, Any] | None = None
+    unknown: str | None = None
+
+
+def observe(facts: Facts) -> dict[str, Part]:
+    """Asks every part: `stream`, `pending`, `wal` and `metrics` of admin, `ingest`, and `postgres`."""
+    asks: dict[str, Callable[[], dict[str, Any]]] = {
+        "stream": lambda: _get(facts.admin_url, "/stream"),
+        "pending": lambda: _get(facts.admin_url, "/pending"),
+        "wal": lambda: _get(facts.admin_url, "/wal"),
+        "metrics": lambda: _get(facts.admin_url, "/metrics"),
+        "ingest": lambda: _get(facts.ingest_url, "/readyz"),
+        "postgres": lambda: _postgres(facts.database_url),
+    }
+    with ThreadPoolExecutor(len(asks)) as threads:
+        return dict(zip(asks, threads.map(_part, asks.values())))
+
+
+def lines(parts: dict[str, Part]) -> list[tuple[str, str]]:
+    """Returns what a person is shown: a name and a text each."""
+    shows: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+        ("ingest", "ingest", lambda _: "takes batches"),
+        ("redis", "stream", lambda _: "answers"),
+        ("stream", "stream", _stream),
+        ("dead letters", "stream", lambda found: _letters(found["dead_letters"])),
+        ("consumers", "pending", _consumers),
+        ("last load", "metrics", _last_load),
+        ("wal", "wal", _wal),
+        ("postgres", "postgres", _sink),
+    )
+    found, said = [], ""
+    for name, part, show in shows:
+        text = _shown(parts[part], show)
+        # What hangs on the same server is silent for the same reason.
+        found.append((name, "unknown, as above" if text == said and parts[part].unknown else text))
+        said = text
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Returns a time span as a person reads it."""
+    for unit_s, unit in _UNITS:
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _shown(part: Part, show: Callable[[dict[str, Any]], str]) -> str:
+    return f"unknown ({part.unknown})" if part.answer is None else show(part.answer)
+
+
+def _part(ask: Callable[[], dict[str, Any]]) -> Part:
+    try:
+        return Part(answer=ask())
+    except Silent as error:
+        text = " ".join(str(error).split())
+        return Part(unknown=text if len(text) <= _DETAIL_CHARS else f"{text[:_DETAIL_CHARS]}…")
+
+
+def _get(url: str, path: str) -> dict[str, Any]:
+    name = "admin" if path != "/readyz" else "ingest"
+    # Not urllib: it would ask the environment's proxy for our own address.
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=_TIMEOUT_S)) as connection:
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Silent(f"{name} does not answer: {error}") from error
+    if path == "/metrics":
+        return _metrics(body.decode(errors="replace"))
+    try:
+        found: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Silent(f"{name} answers {response.status}, and not in JSON") from error
+    if response.status != 200:
+        raise Silent(f"{name}: {found.get('detail', response.status)}")
+    return found
+
+
+def _metrics(text: str) -> dict[str, Any]:
+    found = re.search(r"^ingest_last_load_timestamp_seconds ([\d.e+]+)$", text, re.MULTILINE)
+    return {"last_load_at": float(found[1]) if found and float(found[1]) else None}
+
+
+def _postgres(url: str) -> dict[str, Any]:
+    try:
+        with closing(psycopg2.connect(url, connect_timeout=_TIMEOUT_S)) as connection:
+            with Watchdog(_TIMEOUT_S).guard(connection), connection.cursor() as cursor:
+                cursor.execute(_POSTGRES)
+                [(is_read_only, last)] = cursor.fetchall()
+    except psycopg2.Error as error:
+        raise Silent(secret.hidden(str(error), url)) from error
+    day = datetime.strptime(last, "%Y%m%d").date().isoformat() if last else None
+    return {"is_read_only": is_read_only, "partitions_until": day}
+
+
+def _stream(found: dict[str, Any]) -> str:
+    if not found["entries"]:
+        return "empty"
+    count = _counted(found["entries"], "batch", "batches")
+    return (f"{count}, {size(found['bytes'] or 0)}, oldest {duration(found['oldest_age_s'] or 0)}; "
+            f"{found['pending']:,} pending, {found['lag']:,} waiting")
+
+
+def _letters(found: dict[str, Any]) -> str:
+    if not found["entries"]:
+        return "none"
+    return f"{_counted(found['entries'], 'letter', 'letters')}, {size(found['bytes'] or 0)}: `spillway dlq list`"
+
+
+def _consumers(found: dict[str, Any]) -> str:
+    known = found["consumers"]
+    if not known:
+        return "none has come yet"
+    idle_s = min(one["idle_ms"] for one in known) / 1000
+    busiest = max(known, key=lambda one: int(one["pending"]))
+    text = f"{len(known)} in the group, last active {duration(idle_s)} ago"
+    return f"{text}; {busiest['name']} holds {busiest['pending']:,}" if busiest["pending"] else text
+
+
+def _last_load(found: dict[str, Any]) -> str:
+    last_at = found["last_load_at"]
+    return "none since the start" if last_at is None else f"{duration(max(0.0, time.time() - last_at))} ago"
+
+
+def _wal(found: dict[str, Any]) -> str:
+    if not found["active"]:
+        return "idle"
+    oldest = duration(found["oldest_age_s"] or 0)
+    count = _counted(len(found["segments"]), "segment", "segments")
+    return f"active: {count}, {size(found['bytes'])}, oldest {oldest}"
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def _sink(found: dict[str, Any]) -> str:
+    until, today = found["partitions_until"], datetime.now(UTC).date().isoformat()
+    ahead = f"partitions until {until}" if until else "no partitions yet"
+    if until and until < today:
+        ahead += ", which is over"
+    return f"takes no writes; {ahead}" if found["is_read_only"] else f"answers; {ahead}"
