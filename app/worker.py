@@ -171,12 +171,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
             while self._pool.free_count() and self._accept_one(listener):
                 pass  # Who has connected already would be cut off.
             listener.close()
-        while self._connections and time.monotonic() < began + self.cfg.graceful_timeout:
+        # The pool, not the connections: what was accepted just now has not begun to be one.
+        while len(self._pool) and time.monotonic() < began + self.cfg.graceful_timeout:
             self._tick()
             if time.monotonic() > began + _IDLE_GRACE_S:
                 self._end_idle()
             self._pool.join(timeout=_TICK_S)
-        if self._connections:
+        if len(self._pool):
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
             self._pool.kill(timeout=1)
 

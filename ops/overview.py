@@ -31,6 +31,11 @@ SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') =
     FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid WHERE inhparent = to_regclass('log_events')
 )
 """
+# What is shown of the metrics, and which they are.
+_METRICS = {
+    "last_load_at": "ingest_last_load_timestamp_seconds", "audited_at": "ingest_audit_timestamp_seconds",
+    "gap_events": "ingest_audit_gap_events", "is_stream_broken": "ingest_stream_invariant_broken",
+}
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -66,6 +71,7 @@ def lines(parts: dict[str, Part]) -> list[tuple[str, str]]:
         ("last load", "metrics", _last_load),
         ("wal", "wal", _wal),
         ("postgres", "postgres", _sink),
+        ("audit", "metrics", _audit),
     )
     found, said = [], ""
     for name, part, show in shows:
@@ -118,8 +124,13 @@ def _get(url: str, path: str) -> dict[str, Any]:
 
 
 def _metrics(text: str) -> dict[str, Any]:
-    found = re.search(r"^ingest_last_load_timestamp_seconds ([\d.e+]+)$", text, re.MULTILINE)
-    return {"last_load_at": float(found[1]) if found and float(found[1]) else None}
+    return {shown: _metric(text, name) for shown, name in _METRICS.items()}
+
+
+def _metric(text: str, name: str) -> float | None:
+    """Returns a metric's value; None where it has none yet."""
+    found = re.search(rf"^{name} ([\d.e+]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else None
 
 
 def _postgres(url: str) -> dict[str, Any]:
@@ -159,8 +170,19 @@ def _consumers(found: dict[str, Any]) -> str:
 
 
 def _last_load(found: dict[str, Any]) -> str:
-    last_at = found["last_load_at"]
-    return "none since the start" if last_at is None else f"{duration(max(0.0, time.time() - last_at))} ago"
+    return _ago(found["last_load_at"])
+
+
+def _audit(found: dict[str, Any]) -> str:
+    if not found["audited_at"]:
+        return _ago(None)
+    gap, is_broken = found["gap_events"] or 0, found["is_stream_broken"]
+    verdict = "balanced" if not gap and not is_broken else f"NOT BALANCED, {gap:,.0f} events: `spillway audit`"
+    return f"{verdict}, {_ago(found['audited_at'])}"
+
+
+def _ago(at: float | None) -> str:
+    return f"{duration(max(0.0, time.time() - at))} ago" if at else "none since the start"
 
 
 def _wal(found: dict[str, Any]) -> str:

@@ -128,6 +128,11 @@ def test_the_screen_shows_what_waits_where_and_what_does_not_answer(waiting):
     assert screen(waiting)["ingest"].startswith("unknown (ingest does not answer")
 
 
+def test_the_screen_says_when_the_last_audit_was_and_what_it_found(waiting):
+    until(lambda: "ago" in screen(waiting)["audit"], "the first audit")
+    assert screen(waiting)["audit"].startswith("balanced, ")
+
+
 def test_the_json_says_the_same(waiting):
     facts = waiting.facts
     state = facts["state"]

@@ -113,6 +113,37 @@ def test_a_stop_under_load_answers_every_request(start, redis_url):
     assert_kept(edge, clients, redis_url)
 
 
+# Holds a worker between its boot and its first look at clients for as long as there is a file, and ends it then.
+HELD = """
+import os, pathlib, signal, time
+exec(open("ops/gunicorn_conf.py").read())
+def post_worker_init(worker):
+    flag = pathlib.Path({flag!r})
+    if flag.exists():
+        flag.write_text("held")
+        while flag.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_who_has_connected_is_answered_by_a_worker_that_is_stopped_before_it_has_looked(start, tmp_path):
+    flag, config = tmp_path / "flag", tmp_path / "config.py"
+    config.write_text(HELD.format(flag=str(flag)))
+    edge = start("-c", str(config))
+    [before] = edge.pids()
+    flag.touch()
+    edge.signal(signal.SIGHUP)
+    until(lambda: flag.read_text() and before not in edge.pids(), "another worker, alone and held")
+    clients = [edge.connection() for _ in range(5)]
+    for client in clients:
+        client.sendall(LIVE)
+    flag.unlink()
+    for client in clients:
+        with closing(client):
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_reloads_under_load_answer_every_request(start, redis_url):
     edge = start()
     with load(edge) as clients:
