@@ -1,6 +1,6 @@
 """Faults drawn by chance from the list, one after the other, and judged as the checklist is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 from ops.chaos.box import WHOLE, Box, Finding, balanced, nothing_lost
@@ -24,6 +24,12 @@ def experiment(minutes: float, seed: int, names: Sequence[str] | None) -> Experi
     return Experiment(lambda stage: _play(stage, 60 * minutes, Random(seed), names), BOXES)
 
 
+def draws(chance: Random, names: Sequence[str]) -> Iterator[tuple[str, float, float]]:
+    """Yields faults for ever, with how long each stays, and how long the calm after it is, in seconds."""
+    while names:
+        yield chance.choice(names), chance.uniform(_SHORTEST_S, _LONGEST_S), chance.uniform(*_CALM_S)
+
+
 def _play(stage: Stage, duration_s: float, chance: Random, names: Sequence[str] | None) -> Evidence:
     target = stage.target
     if not isinstance(target, Supervised):
@@ -38,15 +44,16 @@ def _play(stage: Stage, duration_s: float, chance: Random, names: Sequence[str] 
     with stage.played():
         stage.baseline()
         ends_at = stage.elapsed_s() + duration_s
-        while drawn and stage.elapsed_s() < ends_at:
-            name = chance.choice(drawn)
+        for name, hold_s, calm_s in draws(chance, drawn):
+            if stage.elapsed_s() >= ends_at:
+                break
             with stage.broken(name):
-                stage.hold(chance.uniform(_SHORTEST_S, _LONGEST_S))
+                stage.hold(hold_s)
             facts["injected"].append(name)
             loaded = stage.latest.values.get("loaded_events", 0.0)
             if not stage.until(lambda seen: seen.values.get("loaded_events", 0.0) != loaded, _RECOVER_S):
                 facts["not_recovered"].append(name)
-            stage.hold(chance.uniform(*_CALM_S))
+            stage.hold(calm_s)
         return stage.finish()
 
 

@@ -2,6 +2,8 @@
 """
 
 import copy
+from itertools import islice
+from random import Random
 
 import pytest
 
@@ -10,6 +12,7 @@ from ops.chaos.evidence import Answer, Evidence, LogLine, Mark, Sample
 from ops.chaos.experiment import EXPERIMENTS
 from ops.chaos.fault import FAULTS
 from ops.chaos.nemesis import BOXES as NEMESIS
+from ops.chaos.nemesis import draws
 from tests.journal import ROOT
 
 CLEAN = {
@@ -236,6 +239,12 @@ def test_a_service_that_does_not_come_back_by_itself_is_found():
     evidence = nemesis()
     evidence.facts["not_recovered"] = ["worker-kill"]
     assert unticked(evidence, NEMESIS) == [1]
+
+
+def test_the_same_seed_draws_the_same_faults():
+    one, same, other = ([*islice(draws(Random(seed), list(FAULTS)), 50)] for seed in (7, 7, 8))
+    assert one == same != other
+    assert len({name for name, _, _ in one}) > 10 and not list(draws(Random(7), []))
 
 
 def test_a_loss_that_is_meant_has_to_show_in_the_audit():
