@@ -6,11 +6,12 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import redis
+from hiredis import pack_command
 
 from app import count, log, stream
 from app.batch import Batch
@@ -121,12 +122,8 @@ class Appender:
             self._called(("PING",))
             return []
         counts = count.totals(batches, count.ADDED)
-        pack: Callable[..., list[bytes]] = self._connection.pack_command
-        parts = [_MULTI]
-        for one in batches:
-            parts += pack("XADD", stream.STREAM, "*", *stream.fields_of(one))
-        for name, events in counts.items():
-            parts += pack("HINCRBY", count.KEY, name, events)
+        parts = [_MULTI, *(_packed("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches)]
+        parts += [_packed("HINCRBY", count.KEY, name, events) for name, events in counts.items()]
         # In one piece: of several, redis-py makes a system call each, and Redis a sync for each that it finds alone.
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command([b"".join([*parts, _EXEC])])
@@ -156,3 +153,8 @@ class Appender:
             raise  # LOADING is one of these: the whole connection is of no use.
         except redis.ResponseError as error:
             return stream.unavailable(error)
+
+
+def _packed(*words: str | bytes | int) -> bytes:
+    # By hiredis itself, in under half the time that redis-py's way to it takes.
+    return pack_command(words)  # type: ignore[arg-type]  # its stub knows one word

@@ -13,15 +13,15 @@ from tests import journal
 from tests.machine import needs
 
 # What is broken: the file, a line of it, and what stands after it from then on.
-SWALLOWED = ("app/committer.py", "        result: AsyncResult[str] = AsyncResult()\n", '''\
+SWALLOWED = ("app/committer.py", "        ticket = Ticket(batch, sent_bytes, is_for_wal)\n", '''\
         if batch and int(batch.sha256, 16) % 1000 == 0:
             return STREAM
 ''')
 NO_SYNC = ("wal/file.py", """\
         \"\"\"Makes all stores durable, also those through a mapping; unlike `mmap.flush` without holding the GIL.\"\"\"
 """, "        return\n")
-NO_LEDGER = ("workers/ledger.py", "    verdict = Verdict([], [], [], [])\n", '''\
-    return Verdict(list(range(len(batches))), [], [], [])
+NO_LEDGER = ("workers/ledger.py", "    verdict = Verdict([], [], [], [], [])\n", '''\
+    return Verdict(list(range(len(batches))), [], [], [], [])
 ''')
 
 

@@ -86,7 +86,7 @@ def test_receipts_hold_what_the_server_answered(tmp_path: Path) -> None:
     ("202 503", "0", 0, "unknown: 503 Refused"),
 ])
 def test_only_a_broken_interface_fails_the_run(pattern: str, bad: str, code: int, text: str, tmp_path: Path) -> None:
-    with locust(pattern, tmp_path, "-t", "1s", "--bad", bad) as client:
+    with locust(pattern, tmp_path, "-t", "3s", "--bad", bad) as client:
         output = "".join(client.communicate(timeout=DEADLINE_S))
     assert (client.returncode, text in output) == (code, True), output
 
