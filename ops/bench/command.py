@@ -80,7 +80,8 @@ def _measured(
     one = plan.make(generator, args.quick)
     figures: list[Figure] = []
     with ExitStack() as ends:
-        rig = _rig(ends, place / "var", SPILLWAY_CONSUMERS=str(max(settings.consumers, *drain.CONSUMERS)))
+        most = str(max(settings.consumers, *drain.CONSUMERS))
+        rig = _rig(ends, place / "var", settings.consumers, SPILLWAY_CONSUMERS=most)
         facts = machine.describe(settings, rig.facts, limit.sync(place)) | {"generator": generator.name}
         measures = _measures(args, settings, place, ends, rig, one)
         if args.fluent_bit:
@@ -108,7 +109,7 @@ def _measures(
         drain.PART: lambda: drain.measure(rig, bare, one, copy_bytes),
     }
     if end_to_end.PART in wanted:
-        always = _rig(ends, place / "always", SPILLWAY_WAL="always")
+        always = _rig(ends, place / "always", settings.consumers, SPILLWAY_WAL="always")
         empty = ends.enter_context(limit.empty_server())
         measures[end_to_end.PART] = lambda: end_to_end.measure(rig, always, bare, empty, one, copy_bytes)
     if replay.PART in wanted:
@@ -123,11 +124,11 @@ def _curves(settings: Settings, place: Path, one: Plan) -> list[Figure]:
     figures: list[Figure] = []
     with ExitStack() as ends:
         _tell("curves: workers")
-        rigs = {count: _rig(ends, place / f"workers-{count}", SPILLWAY_WORKERS=str(count))
+        rigs = {count: _rig(ends, place / f"workers-{count}", settings.consumers, SPILLWAY_WORKERS=str(count))
                 for count in curve.WORKER_COUNTS}
         figures += curve.workers(rigs, one)
     with ExitStack() as ends:
-        rig = _rig(ends, place / "large", SPILLWAY_REDIS_MAX_BYTES=str(_CURVES_REDIS_BYTES),
+        rig = _rig(ends, place / "large", settings.consumers, SPILLWAY_REDIS_MAX_BYTES=str(_CURVES_REDIS_BYTES),
                    SPILLWAY_STREAM_MAX_BYTES=str(_CURVES_REDIS_BYTES))
         _tell("curves: backlog")
         figures += curve.backlog(rig, one)
@@ -136,9 +137,11 @@ def _curves(settings: Settings, place: Path, one: Plan) -> list[Figure]:
     return figures
 
 
-def _rig(ends: ExitStack, state: Path, **changes: str) -> Rig:
+def _rig(ends: ExitStack, state: Path, consumers: int, **changes: str) -> Rig:
+    """Starts a stack, of whose consumers so many run."""
     rig = Rig(ends.enter_context(scratch.stack(state, None, **changes)))
     ends.callback(rig.close)
+    rig.scale(consumers)
     return rig
 
 

@@ -44,37 +44,37 @@ def workers(rigs: dict[int, Rig], plan: Plan) -> Iterator[Figure]:
 
 
 def backlog(rig: Rig, plan: Plan) -> Iterator[Figure]:
-    """Drains backlogs of single-event batches, the longest one tenth by tenth."""
-    first = 0.0
+    """Drains backlogs of single-event batches, the longest tenth by tenth; each is held against the whole of that."""
+    found = []
     for count in plan.backlogs[:-1]:
         rig.clear()
-        rate, facts = drain.drained(rig, plan, 1, count)
-        first = first or rate
-        yield Figure(PART, f"backlog of {count:,} batches", "stream to COMMIT", "events/s", rate,
-                     f"backlog of {plan.backlogs[0]:,}", first, facts)
+        found.append((f"backlog of {count:,} batches", *drain.drained(rig, plan, 1, count)))
     rig.clear()
-    yield from _tenths(rig, plan, plan.backlogs[-1], first)
+    longest = plan.backlogs[-1]
+    whole, tenths = _by_tenths(rig, plan, longest)
+    for case_name, rate, facts in [*found, (f"backlog of {longest:,} batches", whole, {}), *tenths]:
+        yield Figure(PART, case_name, "stream to COMMIT", "events/s", rate, f"all of {longest:,} batches", whole, facts)
 
 
-def _tenths(rig: Rig, plan: Plan, count: int, first: float) -> Iterator[Figure]:
+def _by_tenths(rig: Rig, plan: Plan, count: int) -> tuple[float, list[tuple[str, float, dict[str, float]]]]:
+    """Returns the events/s of the whole, and case, events/s and memory of each tenth, or of what went at once."""
     rig.pause(True)
     try:
         rig.fill(plan.bodies[1].fresh(count))
     finally:
         started_at = last_at = time.monotonic()
         rig.pause(False)
-    last_left = count
-    for tenth in range(_SEGMENTS - 1, -1, -1):
-        while (left := rig.entries()) > count * tenth // _SEGMENTS:
+    tenths, last_left = [], count
+    while last_left:
+        while (left := rig.entries()) > max(0, last_left - count // _SEGMENTS):
             time.sleep(_POLL_S)
         at = time.monotonic()
-        yield Figure(PART, f"backlog of {count:,} batches, {left * 100 // count} % left", "stream to COMMIT",
-                     "events/s", (last_left - left) / (at - last_at), f"backlog of {plan.backlogs[0]:,}", first,
-                     _memory(rig))
+        tenths.append((f"backlog of {count:,} batches, {100 * left / count:.0f} % left",
+                       (last_left - left) / (at - last_at), _memory(rig)))
         last_at, last_left = at, left
+    whole = count / (last_at - started_at)
     rig.await_stored(count)
-    yield Figure(PART, f"backlog of {count:,} batches", "stream to COMMIT", "events/s",
-                 count / (time.monotonic() - started_at), f"backlog of {plan.backlogs[0]:,}", first)
+    return whole, tenths
 
 
 def table(rig: Rig, plan: Plan) -> Iterator[Figure]:

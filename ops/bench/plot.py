@@ -79,6 +79,7 @@ def _bars(panel: Axes, lines: Sequence[Line], label: str, title: str, name: Call
     panel.set_ylim(0, max(1.2, 1.1 * max(line.ratio_max or 0.0 for line in lines)))
     panel.set_xlabel(label)
     panel.set_title(title)
+    panel.set_axisbelow(True)
     panel.grid(axis="y")
 
 
@@ -89,9 +90,10 @@ def _latency(figure: Figure, lines: Sequence[Line]) -> None:
     for name, colour in zip(("p99.9", "p99", "p90", "p50"), reversed(_SHADES)):
         values = [line.facts[f"{name} ms"] for line in found]
         panel.plot(range(len(found)), values, marker="o", color=colour, label=name)
-        panel.annotate(f"{values[-1]:,.1f}", (len(found) - 1, values[-1]), (7, -3), textcoords="offset points",
-                       fontsize=9, color=colour)
-    panel.set_xticks(range(len(found)), [f"{line.case.split()[0]} %\n{line.facts['asked requests/s']:,.0f}/s"
+        if name in ("p50", "p99"):
+            panel.annotate(f"{values[-1]:,.1f}", (len(found) - 1, values[-1]), (7, -3), textcoords="offset points",
+                           fontsize=9, color=colour)
+    panel.set_xticks(range(len(found)), [f"{line.case.split()[0]}\n{line.facts['asked requests/s']:,.0f}/s"
                                          for line in found])
     panel.set_xlabel("single-event posts, as a part of the top rate")
     panel.set_yscale("log")
@@ -104,7 +106,7 @@ def _latency(figure: Figure, lines: Sequence[Line]) -> None:
 
 
 def _curves(figure: Figure, lines: Sequence[Line]) -> None:
-    """Draws each curve, as a part of its first point."""
+    """Draws each curve, as a part of what it is held against."""
     groups: Mapping[str, list[Line]] = {
         "workers": [line for line in lines if "worker" in line.case],
         "left of the backlog, %": [line for line in lines if "% left" in line.case],
@@ -112,13 +114,14 @@ def _curves(figure: Figure, lines: Sequence[Line]) -> None:
     }
     panels = figure.subplots(1, len(groups), sharey=True)
     for panel, (label, found) in zip(panels, groups.items()):
-        panel.plot(range(len(found)), [line.ratio for line in found], marker="o", color=_BLUE)
+        panel.bar(range(len(found)), [line.ratio or 0.0 for line in found], 0.6, color=_BLUE)
         panel.axhline(1, color=_ORANGE, linewidth=1.2)
+        panel.set_axisbelow(True)
         panel.set_xticks(range(len(found)), [_short(line.case) for line in found], rotation=30, ha="right", fontsize=8)
         panel.set_xlabel(label)
         panel.set_ylim(bottom=0)
         panel.grid(axis="y")
-    panels[0].set_title("rate, as a part of the curve's first")
+    figure.suptitle("rate, as a part of the first's; of the backlog, as a part of the whole's", fontsize=11)
 
 
 def _short(case: str) -> str:

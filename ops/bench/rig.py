@@ -24,7 +24,7 @@ _STATE_S = 60.0
 _POLL_S = 0.005
 _STATE_POLL_S = 0.1
 _TIMEOUT_S = 10.0
-_FILL_BATCHES = 50
+_FILL_BATCHES, _FILL_BYTES = 2_000, 4 << 20
 
 
 class Rig:
@@ -40,6 +40,7 @@ class Rig:
         self.ingest = f"{self.facts.ingest_url}/ingest"
         self._redis = redis.Redis(connection_pool=stream.pool(self.facts.redis_url, _TIMEOUT_S))
         self._database = psycopg2.connect(self.facts.database_url)
+        schema.ensure(self._database)  # the consumers may not have come to it yet
         self._database.autocommit = True
 
     def close(self) -> None:
@@ -93,7 +94,9 @@ class Rig:
         """Adds batches to the stream, as the edge does."""
         appender = Appender(self.facts.redis_url, _TIMEOUT_S)
         try:
-            while group := list(islice(batches, _FILL_BATCHES)):
+            for first in batches:
+                count = min(_FILL_BATCHES, _FILL_BYTES // len(first.payload))
+                group = [first, *islice(batches, count)]
                 refusals = [refusal for refusal in appender.append(group) if refusal]
                 if refusals:
                     raise BenchFailed(f"the stream does not take the backlog: {refusals[0]}")
