@@ -76,7 +76,8 @@ def _measured(
 ) -> tuple[dict[str, Any], list[Figure]]:
     """Returns where it was measured, and what."""
     generator = load.generator(args.generator)
-    peer_name = peer.version(args.fluent_bit) if args.fluent_bit else ""
+    program = peer.found(args.fluent_bit) if args.fluent_bit else None
+    peer_name = peer.version(program) if program else ""
     one = plan.make(generator, args.quick)
     figures: list[Figure] = []
     with ExitStack() as ends:
@@ -84,8 +85,8 @@ def _measured(
         rig = _rig(ends, place / "var", settings.consumers, SPILLWAY_CONSUMERS=most)
         facts = machine.describe(settings, rig.facts, limit.sync(place)) | {"generator": generator.name}
         measures = _measures(args, settings, place, ends, rig, one)
-        if args.fluent_bit:
-            other = ends.enter_context(peer.running(args.fluent_bit, rig, place))
+        if program:
+            other = ends.enter_context(peer.running(program, rig, place))
             measures[peer.PART] = lambda: peer.measure(rig, other, peer_name, one)
         for number in range(rounds):
             for name, measure in measures.items():

@@ -34,10 +34,10 @@ def measure(rig: Rig, plan: Plan) -> Iterator[Figure]:
         accepted = tally.answers * size
         spent = cpu.per_event(before, rig.usage(), accepted)
         synced = limit.sync(rig.stack.state)
-        rig.start("redis")
         back_at = time.monotonic()
+        rig.start("redis")
         rig.await_stored(accepted + posted * size)
-        facts = spent | {"replayed and loaded s": time.monotonic() - back_at}
+        facts = spent | {"restart to loaded s": time.monotonic() - back_at}
         rate = accepted / tally.seconds
         yield Figure(PART, case(size), "accepted from the WAL", "events/s", rate, "accepted with Redis",
                      normal.acknowledged, facts)

@@ -5,6 +5,7 @@ columns. Source: https://docs.fluentbit.io/manual/pipeline/outputs/postgresql
 """
 
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -87,6 +88,18 @@ def config(port: int, database_url: str) -> str:
     parts = urlsplit(database_url)
     return _CONFIG.format(port=port, host=parts.hostname, database_port=parts.port or 5432, user=parts.username,
                           password=parts.password, database=parts.path.lstrip("/"), table=_TABLE)
+
+
+def found(name: Path) -> Path:
+    """Returns the program of that path, or of that name on PATH.
+
+    Raises:
+        BenchFailed: There is none.
+    """
+    program = shutil.which(name)
+    if not program:
+        raise BenchFailed(f"{name} is not a program")
+    return Path(program).absolute()
 
 
 def version(program: Path) -> str:

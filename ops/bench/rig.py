@@ -130,9 +130,10 @@ class Rig:
         self._until(lambda: self._state(name) == "STOPPED", f"{name} to stop", _STATE_POLL_S)
 
     def start(self, name: str) -> None:
-        """Starts a program and waits until it runs."""
+        """Starts a program and waits until it runs, and Redis also until it has read its data."""
         self.stack.supervisor.start(name)
         self._until(lambda: self._state(name) == "RUNNING", f"{name} to run", _STATE_POLL_S)
+        self._until(self._has_redis, "Redis to answer")
 
     def usage(self) -> dict[str, float]:
         """Returns seconds of CPU so far, by program."""
@@ -147,6 +148,12 @@ class Rig:
     def _reading(self) -> int:
         # Not by XINFO CONSUMERS: before Redis 7.2 one that has never been given anything is not there.
         return sum(client["cmd"] == "xreadgroup" for client in self._redis.client_list())
+
+    def _has_redis(self) -> bool:
+        try:
+            return bool(self._redis.ping())
+        except redis.ConnectionError:  # LOADING is one of these
+            return False
 
     def _has_wal(self) -> bool:
         return any((self.stack.state / "wal").glob("*.wal"))

@@ -26,7 +26,7 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def document(output):
-    done = bench("--json", "--output", str(output))
+    done = bench("all", "--json", "--output", str(output))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -37,7 +37,7 @@ def of(document, part):
 
 def test_every_part_is_measured_and_each_ratio_is_of_its_round(document, output):
     assert json.loads((output / "bench.json").read_text()) == document
-    assert {line["part"] for line in document["lines"]} == set(PARTS)
+    assert {line["part"] for line in document["lines"]} == {*PARTS, "curves"}
     for line in document["lines"]:
         assert line["value"] > 0 and len(line["rounds"]) == document["rounds"] == 1
         once, = line["rounds"]
@@ -67,11 +67,19 @@ def test_latency_is_told_at_each_share_of_the_top_rate_with_its_generators_laten
         assert "generator late p99 ms" in line["facts"]
 
 
+def test_the_curves_hold_each_point_against_one_of_their_own_and_show_memory(document):
+    first, *others = (line for line in of(document, "curves") if line["case"].startswith("table"))
+    assert first["ratio"] == 1 and {line["limit"] for line in others} == {first["value"]}
+    assert first["facts"]["memory MiB ingest"] > 0
+    backlogs = [line for line in of(document, "curves") if line["case"].startswith("backlog")]
+    assert backlogs[-1]["case"].endswith(" 0 % left") and len({line["limit"] for line in backlogs}) == 1
+
+
 def test_results_say_where_they_were_made_and_plots_follow_the_page(document, output):
     text = (output / "RESULTS.md").read_text()
     assert document["commit"] in text and document["machine"]["cpu"] in text
     assert document["machine"]["fdatasync_p50_us"] > 0 and document["settings"]["workers"] >= 1
-    for name in ("end-to-end", "latency", "drain"):
+    for name in ("end-to-end", "latency", "drain", "curves"):
         drawn = (output / f"{name}.svg").read_text()
         assert "prefers-color-scheme: dark" in drawn and drawn.count("<path") > 10
 

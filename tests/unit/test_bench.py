@@ -144,10 +144,11 @@ def test_fluent_bit_is_told_where_our_database_is():
 
 
 def test_what_is_no_fluent_bit_is_refused(tmp_path):
-    with pytest.raises(BenchFailed, match="cannot be run"):
-        peer.version(tmp_path / "none")
+    with pytest.raises(BenchFailed, match="none is not a program"):
+        peer.found(tmp_path / "none")
     other = tmp_path / "other"
     other.write_text("#!/bin/sh\necho nginx\n")
     other.chmod(0o755)
+    assert peer.found(other) == other
     with pytest.raises(BenchFailed, match="nginx"):
         peer.version(other)
