@@ -148,7 +148,7 @@ def _rig(ends: ExitStack, state: Path, consumers: int, **changes: str) -> Rig:
 
 def _write(args: argparse.Namespace, facts: dict[str, Any], found: list[Line]) -> None:
     document = facts | {"lines": msgspec.to_builtins(found)}
-    text = table.render(found, facts["rounds"])
+    text = table.render(found)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
     (args.output / "RESULTS.md").write_text(table.markdown(facts, text))

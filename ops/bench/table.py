@@ -15,11 +15,12 @@ may confirm a sync that no medium has seen.
 _HEAD = f"{'ratio':>6} {'(range)':>18}  {'':31} {'median':>11} {'':10} {'of':>12}"
 
 
-def render(lines: Sequence[Line], rounds: int) -> str:
+def render(lines: Sequence[Line]) -> str:
     """Returns everything that was measured."""
-    parts = [f"Medians of {rounds} round{'s' * (rounds != 1)}; a ratio and its limit are of the same round.", _HEAD]
+    parts = ["Medians over the rounds; a ratio and its limit are of the same round.", _HEAD]
     for part in dict.fromkeys(line.part for line in lines):
-        parts.append(part)
+        rounds = max(len(line.rounds) for line in lines if line.part == part)
+        parts.append(f"{part}, {rounds} round{'s' * (rounds != 1)}")
         case = ""
         for line in (line for line in lines if line.part == part):
             if line.case != case:
