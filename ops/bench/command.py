@@ -84,6 +84,8 @@ def _measured(
         most = str(max(settings.consumers, *drain.CONSUMERS))
         rig = _rig(ends, place / "var", settings.consumers, SPILLWAY_CONSUMERS=most)
         facts = machine.describe(settings, rig.facts, limit.sync(place)) | {"generator": generator.name}
+        if "note" in facts:
+            _tell(str(facts["note"]))
         measures = _measures(args, settings, place, ends, rig, one)
         if program:
             other = ends.enter_context(peer.running(program, rig, place))

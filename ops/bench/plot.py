@@ -54,14 +54,13 @@ def _adaptive(figure: Figure) -> str:
 def _end_to_end(figure: Figure, lines: Sequence[Line]) -> None:
     """Draws the ratio to a bare COPY by the size of the batches."""
     found = [line for line in lines if line.what == end_to_end.WAYS["stored"]]
-    _bars(figure.subplots(), found, "events in a request", "HTTP to COMMIT, as a part of a bare COPY",
+    _bars(figure.subplots(), found, "events in a request", "HTTP to COMMIT",
           lambda case: case.rpartition(" ")[2])
 
 
 def _drain(figure: Figure, lines: Sequence[Line]) -> None:
     """Draws the ratio to a bare COPY by the number of consumers."""
-    _bars(figure.subplots(), sorted(lines, key=lambda line: line.case), "",
-          "stream to COMMIT, as a part of a bare COPY", str)
+    _bars(figure.subplots(), sorted(lines, key=lambda line: line.case), "", "stream to COMMIT", str)
 
 
 def _bars(panel: Axes, lines: Sequence[Line], label: str, title: str, name: Callable[[str], str]) -> None:
@@ -73,12 +72,10 @@ def _bars(panel: Axes, lines: Sequence[Line], label: str, title: str, name: Call
         panel.annotate(f"{line.value:,.0f}/s", (at, line.ratio_max or 0.0), (0, 5), textcoords="offset points",
                        ha="center", fontsize=9)
     panel.axhline(1, color=_ORANGE, linewidth=1.2)
-    panel.annotate("bare COPY of the same rows", (1, 1), (0, 4), xycoords=("axes fraction", "data"),
-                   textcoords="offset points", ha="right", fontsize=9, color=_ORANGE)
     panel.set_xticks(range(len(lines)), [name(line.case) for line in lines])
     panel.set_ylim(0, max(1.2, 1.1 * max(line.ratio_max or 0.0 for line in lines)))
     panel.set_xlabel(label)
-    panel.set_title(title)
+    panel.set_title(f"{title}, as a part of a bare COPY of the same rows on one connection (the line)")
     panel.set_axisbelow(True)
     panel.grid(axis="y")
 
