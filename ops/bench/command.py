@@ -7,6 +7,7 @@ what to quote, not one of the rates. Exit status: 0 everything was measured; 1 s
 import argparse
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def _measured(
     args: argparse.Namespace, settings: Settings, place: Path, rounds: int
 ) -> tuple[dict[str, Any], list[Figure]]:
     """Returns where it was measured, and what."""
+    load_before = os.getloadavg()[0]
     generator = load.generator(args.generator)
     program = peer.found(args.fluent_bit) if args.fluent_bit else None
     peer_name = peer.version(program) if program else ""
@@ -83,7 +85,7 @@ def _measured(
     with ExitStack() as ends:
         most = str(max(settings.consumers, *drain.CONSUMERS))
         rig = _rig(ends, place / "var", settings.consumers, SPILLWAY_CONSUMERS=most)
-        facts = machine.describe(settings, rig.facts, limit.sync(place)) | {"generator": generator.name}
+        facts = machine.describe(settings, rig.facts, limit.sync(place), load_before) | {"generator": generator.name}
         if "note" in facts:
             _tell(str(facts["note"]))
         measures = _measures(args, settings, place, ends, rig, one)

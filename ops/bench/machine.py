@@ -22,15 +22,16 @@ _IDLE_LOAD = 0.5  # a core, above which others take a part of what is measured
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def describe(settings: Settings, facts: Facts, sync: Sync) -> dict[str, Any]:
+def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[str, Any]:
     """Returns date, commit, command, machine, servers and the settings that matter; of the latter those that there are.
 
     Args:
         settings: Of the stack.
         facts: Of the stack, for its servers.
         sync: Of the disk that everything lies on.
+        load: Load average before anything was started.
     """
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     note = {"note": f"others were at work on the machine: load average {load:.1f} before it began, on {cores} cores"}
     return {
         **(note if load > _IDLE_LOAD * cores else {}),
