@@ -8,6 +8,9 @@ STAMP := $(VENV)/installed-$(shell pwd | cksum | cut -d' ' -f1)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
+# `make bench ARGS=--quick`
+ARGS :=
+
 .PHONY: up down test check bench chaos venv
 
 up: $(STAMP)
@@ -25,7 +28,7 @@ check: $(STAMP)
 	$(VENV)/bin/flake8
 
 bench: $(STAMP)
-	@$(VENV)/bin/spillway bench
+	@$(VENV)/bin/spillway bench $(ARGS)
 
 chaos: $(STAMP)
 	@$(VENV)/bin/spillway chaos

@@ -26,7 +26,7 @@ _COMMANDS = {
     "audit": "tell whether everything that was accepted is accounted for",
     "psql": "open the database, or run one statement in it",
     "chaos": "break things under load, and tick the boxes of the chaos checklist",
-    "bench": "measure throughput from HTTP to COMMIT, beside a bare COPY of the same rows",
+    "bench": "measure speed, latency and recovery, each beside its limit in the same run",
 }
 
 

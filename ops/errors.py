@@ -2,6 +2,7 @@
 
     SpillwayError
     ├── SettingError    (app.errors) mend the environment; nothing was started
+    ├── BenchFailed     something could not be measured; no figure of it is shown
     ├── ChaosFailed     an experiment could not be made; it says nothing of the service
     └── StackFailed     the processes did not do what was asked; the message says which and why
         ├── NotReady    they run, and wait for a server that is not theirs; nothing to mend here
@@ -21,6 +22,10 @@ class NotReady(StackFailed):
 
 class ChaosFailed(SpillwayError):
     """An experiment could not be made, or not be judged: a tool is missing, or the load itself failed."""
+
+
+class BenchFailed(SpillwayError):
+    """Something could not be measured: a request was refused or not answered meanwhile, or a tool is missing."""
 
 
 class Silent(StackFailed):

@@ -79,15 +79,6 @@ def test_an_installation_without_the_extras_has_all_that_its_processes_import(ch
     subprocess.run([tmp_path / "bin/python", "-c", f"import {modules}"], check=True, cwd=tmp_path)
 
 
-def test_bench_prints_the_ratio_to_a_bare_copy():
-    done = subprocess.run([sys.executable, "-m", "ops.command", "bench", "--quick", "--rounds", "1", "--json"],
-                          cwd=journal.ROOT, env={**os.environ, "PYTHONPATH": str(journal.ROOT)},
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    median = json.loads(done.stdout)["median"]
-    assert median["ratio"] == pytest.approx(median["end_to_end"] / median["bare_copy"], rel=1e-6)
-
-
 def test_every_make_target_and_spillway_command_that_the_readme_names_exists():
     makefile = (journal.ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make (\w+)", README)):

@@ -1,0 +1,169 @@
+"""`spillway bench`: measures on stacks of its own in scratch directories, with embedded servers, and ends them.
+
+All is measured in turn, round by round, each figure right beside its limit, because machines are noisy: the ratios are
+what to quote, not one of the rates. Exit status: 0 everything was measured; 1 something could not be.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg2
+import redis
+
+from app.settings import Settings
+from ops import scratch
+from ops.bench import curve, drain, end_to_end, latency, limit, load, machine, outage, peer, plan, replay, table
+from ops.bench.figure import Figure, Line, lines
+from ops.bench.plan import Plan
+from ops.bench.rig import Rig
+from ops.errors import BenchFailed
+
+PARTS = (end_to_end.PART, latency.PART, outage.PART, replay.PART, drain.PART)
+_CURVES_REDIS_BYTES = 4 << 30
+_REPLAY_SIZE = 1000
+_Measure = Callable[[], Iterator[Figure]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench`."""
+    parser.description = (
+        "Measure, each figure beside its limit in the same run. Takes about 9 minutes and 3 GB of disk; --quick a "
+        "minute; curves 5 minutes more, 16 GB of disk and 3 GB of memory."
+    )
+    option = parser.add_argument
+    option("part", nargs="?", default="default", choices=["default", *PARTS, curve.PART, "all"], metavar="part",
+           help=f"{', '.join(PARTS)} (these by default); {curve.PART}; or all")
+    option("--quick", action="store_true", help="one short round of small sizes: shows that it works, not how fast")
+    option("--rounds", type=int, default=None, metavar="N", help="rounds, of which the medians are shown (5)")
+    option("--generator", choices=["auto", "wrk", "own"], default="auto",
+           help="of closed-loop load; auto: wrk where it is installed, else our own, which takes more CPU")
+    option("--fluent-bit", type=Path, metavar="PATH", help="compare with this Fluent Bit, http in and pgsql out")
+    option("--output", type=Path, default=Path("bench"), metavar="DIR",
+           help="takes bench.json, RESULTS.md and the plots as SVG (bench)")
+    option("--json", action="store_true", help="print bench.json instead of the table")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Measures, prints and writes; returns 0.
+
+    Raises:
+        BenchFailed: Something could not be measured; nothing is printed or written.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.disable()  # the schema's own lines; failures raise
+    rounds = args.rounds or (1 if args.quick else 5)
+    try:
+        with scratch.directory("bench") as place:
+            facts, figures = _measured(args, settings, place, rounds)
+    except (redis.RedisError, psycopg2.Error, subprocess.SubprocessError) as error:
+        raise BenchFailed(f"what is needed to measure failed: {' '.join(str(error).split())}") from error
+    _write(args, facts | {"rounds": rounds}, lines(figures))
+    return 0
+
+
+def _measured(
+    args: argparse.Namespace, settings: Settings, place: Path, rounds: int
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Returns where it was measured, and what."""
+    load_before = os.getloadavg()[0]
+    generator = load.generator(args.generator)
+    program = peer.found(args.fluent_bit) if args.fluent_bit else None
+    peer_name = peer.version(program) if program else ""
+    one = plan.make(generator, args.quick)
+    figures: list[Figure] = []
+    with ExitStack() as ends:
+        most = str(max(settings.consumers, *drain.CONSUMERS))
+        rig = _rig(ends, place / "var", settings.consumers, SPILLWAY_CONSUMERS=most)
+        facts = machine.describe(settings, rig.facts, limit.sync(place), load_before) | {"generator": generator.name}
+        if "note" in facts:
+            _tell(str(facts["note"]))
+        measures = _measures(args, settings, place, ends, rig, one)
+        if program:
+            other = ends.enter_context(peer.running(program, rig, place))
+            measures[peer.PART] = lambda: peer.measure(rig, other, peer_name, one)
+        for number in range(rounds):
+            for name, measure in measures.items():
+                _tell(f"round {number + 1} of {rounds}: {name}")
+                rig.scale(settings.consumers)
+                figures += measure()
+    if args.part in (curve.PART, "all"):
+        figures += _curves(settings, place, one)
+    return facts, figures
+
+
+def _measures(
+    args: argparse.Namespace, settings: Settings, place: Path, ends: ExitStack, rig: Rig, one: Plan
+) -> dict[str, _Measure]:
+    """Returns the parts that are wanted; starts what only they need."""
+    wanted = {"default": PARTS, "all": PARTS}.get(args.part, (args.part,))
+    bare = ends.enter_context(limit.bare_tables(rig.facts.database_url))
+    copy_bytes = settings.load_max_bytes
+    measures: dict[str, _Measure] = {
+        latency.PART: lambda: latency.measure(rig, one), outage.PART: lambda: outage.measure(rig, one),
+        drain.PART: lambda: drain.measure(rig, bare, one, copy_bytes),
+    }
+    if end_to_end.PART in wanted:
+        always = _rig(ends, place / "always", settings.consumers, SPILLWAY_WAL="always")
+        empty = ends.enter_context(limit.empty_server())
+        measures[end_to_end.PART] = lambda: end_to_end.measure(rig, always, bare, empty, one, copy_bytes)
+    if replay.PART in wanted:
+        log = replay.ReplayBench(one.bodies[_REPLAY_SIZE].encoded, *scratch.free_ports(1))
+        ends.enter_context(log.started())
+        measures[replay.PART] = log.measure
+    return {name: measures[name] for name in PARTS if name in wanted}
+
+
+def _curves(settings: Settings, place: Path, one: Plan) -> list[Figure]:
+    """Measures the curves, once: each is long, and its points are held against one another."""
+    figures: list[Figure] = []
+    with ExitStack() as ends:
+        _tell("curves: workers")
+        rigs = {count: _rig(ends, place / f"workers-{count}", settings.consumers, SPILLWAY_WORKERS=str(count))
+                for count in curve.WORKER_COUNTS}
+        figures += curve.workers(rigs, one)
+    with ExitStack() as ends:
+        rig = _rig(ends, place / "large", settings.consumers, SPILLWAY_REDIS_MAX_BYTES=str(_CURVES_REDIS_BYTES),
+                   SPILLWAY_STREAM_MAX_BYTES=str(_CURVES_REDIS_BYTES))
+        _tell("curves: backlog")
+        figures += curve.backlog(rig, one)
+        _tell("curves: table")
+        figures += curve.table(rig, one)
+    return figures
+
+
+def _rig(ends: ExitStack, state: Path, consumers: int, **changes: str) -> Rig:
+    """Starts a stack, of whose consumers so many run."""
+    rig = Rig(ends.enter_context(scratch.stack(state, None, **changes)))
+    ends.callback(rig.close)
+    rig.scale(consumers)
+    return rig
+
+
+def _write(args: argparse.Namespace, facts: dict[str, Any], found: list[Line]) -> None:
+    document = facts | {"lines": msgspec.to_builtins(found)}
+    text = table.render(found)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
+    (args.output / "RESULTS.md").write_text(table.markdown(facts, text))
+    print(json.dumps(document) if args.json else text)
+    if find_spec("matplotlib"):
+        from ops.bench import plot  # not there without the extra
+        plot.draw(found, args.output)
+    else:
+        _tell("no plots: pip install 'spillway[bench]'")
+    _tell(f"written to {args.output}")
+
+
+def _tell(text: str) -> None:
+    print(f"spillway bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""Where a run was made: without that, no figure of it means anything."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import redis
+
+from app.settings import Settings
+from ops.bench.limit import Sync
+from ops.stack import Facts
+
+_SETTINGS = ("workers", "worker_class", "consumers", "wal", "redis_deadline_ms", "stream_max_bytes", "load_max_bytes")
+_IDLE_LOAD = 0.5  # a core, above which others take a part of what is measured
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[str, Any]:
+    """Returns date, commit, command, machine, servers and the settings that matter; of the latter those that there are.
+
+    Args:
+        settings: Of the stack.
+        facts: Of the stack, for its servers.
+        sync: Of the disk that everything lies on.
+        load: Load average before anything was started.
+    """
+    cores = os.cpu_count() or 1
+    note = {"note": f"others were at work on the machine: load average {load:.1f} before it began, on {cores} cores"}
+    return {
+        **(note if load > _IDLE_LOAD * cores else {}),
+        "made_at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": _commit(),
+        "command": " ".join(["spillway", *sys.argv[1:]]),
+        "machine": {
+            "cpu": _cpu_model(), "cores": cores, "memory_gib": round(_memory_bytes() / (1 << 30), 1),
+            "kernel": platform.release(), "fdatasync_per_s": round(sync.rate),
+            "fdatasync_p50_us": round(sync.p50_s * 1e6, 1), "fdatasync_p99_us": round(sync.p99_s * 1e6, 1),
+            "load_average_before": round(load, 2),
+        },
+        "versions": {"python": platform.python_version(), "gunicorn": version("gunicorn"), **_servers(facts)},
+        "settings": {name: getattr(settings, name) for name in _SETTINGS if hasattr(settings, name)},
+    }
+
+
+def _commit() -> str:
+    """Returns the commit of this checkout; `+` behind it where files differ from it."""
+    if not (_ROOT / ".git").exists():
+        return f"release {version('spillway')}"
+    git = ["git", "-C", str(_ROOT), "-c", f"safe.directory={_ROOT}"]
+    name, changed = (subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
+                     for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno")))
+    return f"{name or 'unknown'}{'+' if changed else ''}"
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _servers(facts: Facts) -> dict[str, str]:
+    with redis.Redis.from_url(facts.redis_url) as client:
+        redis_version = str(client.info("server")["redis_version"])
+    connection = psycopg2.connect(facts.database_url)
+    try:
+        number = connection.server_version
+    finally:
+        connection.close()
+    return {"redis": redis_version, "postgresql": f"{number // 10_000}.{number % 10_000}"}

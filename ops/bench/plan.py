@@ -1,0 +1,42 @@
+"""How much is measured, and in which sizes: all of it, or the smallest run that still measures everything."""
+
+from typing import NamedTuple
+
+from ops.bench.body import Bodies, events
+from ops.bench.load import Generator
+
+SIZES = (1, 10, 100, 1000, 10_000)
+# Connections by size of batch: enough to keep both workers busy, and no more than wait in front of them.
+CONNECTIONS = {1: 64, 10: 32, 100: 16, 1000: 8, 10_000: 4}
+
+
+class Plan(NamedTuple):
+    """The measure of a run.
+
+    Attributes:
+        generator: Of closed-loop load.
+        bodies: The same events, by the size of the batches.
+        load_s: Of each closed-loop load.
+        latency_s: At each rate of the open-loop load.
+        drain_events: In the backlog that consumers drain.
+        backlogs: Single-event batches in the stream, ascending.
+        table_rows: Sizes of the table, ascending.
+    """
+
+    generator: Generator
+    bodies: dict[int, Bodies]
+    load_s: int
+    latency_s: float
+    drain_events: int
+    backlogs: tuple[int, ...]
+    table_rows: tuple[int, ...]
+
+
+def make(generator: Generator, is_quick: bool) -> Plan:
+    """Returns the plan of a run; makes the events."""
+    pool = events(10_000 if is_quick else 50_000)
+    bodies = {size: Bodies(pool, size) for size in SIZES}
+    if is_quick:
+        return Plan(generator, bodies, 1, 2.0, 100_000, (100, 1_000, 10_000), (0, 100_000))
+    return Plan(generator, bodies, 2, 10.0, 400_000, (1_000, 10_000, 100_000, 1_000_000),
+                (0, 1_000_000, 5_000_000, 20_000_000))

@@ -1,0 +1,91 @@
+"""`spillway bench`, as a smoke test: every part measures something, and what it says follows from what it measured."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ops.bench.command import PARTS
+from ops.bench.latency import QUANTILES, SHARES
+from ops.bench.plan import SIZES
+from tests import journal
+
+
+def bench(*words, **environ):
+    return subprocess.run([sys.executable, "-m", "ops.command", "bench", "--quick", *words], cwd=journal.ROOT,
+                          env={**os.environ, "PYTHONPATH": str(journal.ROOT), **environ},
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def document(output):
+    done = bench("all", "--json", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def of(document, part):
+    return [line for line in document["lines"] if line["part"] == part]
+
+
+def test_every_part_is_measured_and_each_ratio_is_of_its_round(document, output):
+    assert json.loads((output / "bench.json").read_text()) == document
+    assert {line["part"] for line in document["lines"]} == {*PARTS, "curves"}
+    for line in document["lines"]:
+        assert line["value"] > 0 and len(line["rounds"]) == document["rounds"] == 1
+        once, = line["rounds"]
+        if line["limit_name"]:
+            assert line["ratio"] == pytest.approx(once["value"] / once["limit"], rel=1e-9)
+        else:
+            assert line["ratio"] is None
+
+
+def test_end_to_end_is_held_against_a_bare_copy_in_every_size(document):
+    stored = [line for line in of(document, "end-to-end") if line["what"] == "HTTP to COMMIT"]
+    assert [line["case"] for line in stored] == [f"batches of {size:,}" for size in SIZES]
+    for line in stored:
+        assert line["limit_name"] == "bare COPY" and line["facts"]["cpu_us load generator"] > 0
+    assert all(line["facts"]["cpu_us ingest"] > 0 for line in stored)
+    posts, = (line for line in of(document, "end-to-end") if "gunicorn" in line["limit_name"])
+    single = next(line for line in of(document, "end-to-end") if line["what"] == "acknowledged")
+    assert posts["value"] == single["value"]
+
+
+def test_latency_is_told_at_each_share_of_the_top_rate_with_its_generators_lateness(document):
+    top, *shares = of(document, "latency")
+    for line, share in zip(shares, SHARES, strict=True):
+        assert line["facts"]["asked requests/s"] == pytest.approx(share * top["value"])
+        values = [line["facts"][f"{name} ms"] for name in QUANTILES]
+        assert values == sorted(values) and line["value"] == line["facts"]["p99 ms"]
+        assert "generator late p99 ms" in line["facts"]
+
+
+def test_the_curves_hold_each_point_against_one_of_their_own_and_show_memory(document):
+    first, *others = (line for line in of(document, "curves") if line["case"].startswith("table"))
+    assert first["ratio"] == 1 and {line["limit"] for line in others} == {first["value"]}
+    assert first["facts"]["memory MiB ingest"] > 0
+    backlogs = [line for line in of(document, "curves") if line["case"].startswith("backlog")]
+    assert backlogs[-1]["case"].endswith(" 0 % left") and len({line["limit"] for line in backlogs}) == 1
+
+
+def test_results_say_where_they_were_made_and_plots_follow_the_page(document, output):
+    text = (output / "RESULTS.md").read_text()
+    assert document["commit"] in text and document["machine"]["cpu"] in text
+    assert document["machine"]["fdatasync_p50_us"] > 0 and document["settings"]["workers"] >= 1
+    for name in ("end-to-end", "latency", "drain", "curves"):
+        drawn = (output / f"{name}.svg").read_text()
+        assert "prefers-color-scheme: dark" in drawn and drawn.count("<path") > 10
+
+
+def test_a_refused_request_ends_it_without_figures(tmp_path):
+    done = bench("end-to-end", "--generator", "own", "--output", str(tmp_path / "none"), SPILLWAY_MAX_BODY_BYTES="1024")
+    assert done.returncode == 1 and not done.stdout
+    assert "answered with 413" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()

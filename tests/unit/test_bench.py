@@ -1,0 +1,154 @@
+"""What the benchmark makes of what it measures: rates that hide nothing, and errors that are not taken for figures."""
+
+import shutil
+import socket
+import threading
+
+import pytest
+
+from ops.bench import load, peer, schedule, table, wrk
+from ops.bench.body import Bodies, events
+from ops.bench.client import get, posts
+from ops.bench.figure import Figure, lines, quantile
+from ops.errors import BenchFailed
+from tests.stub import ANSWER, Stub
+
+
+def test_a_stall_is_seen_by_all_that_was_due_meanwhile_not_only_by_what_was_on_its_way():
+    rate, stall_s = 400, 0.5
+    with Stub(stall_at=50, stall_s=stall_s) as stub:
+        timing = schedule.run(stub.url, [get(stub.url)], rate, 1.5, connections=8)
+    slow = [one for one in timing.latencies_s if one > 0.1]
+    # All that were due in the first 0.4 s of the stall waited over 0.1 s, though 8 at most were on their way.
+    assert len(slow) > 0.9 * rate * (stall_s - 0.1)
+    assert len(timing.latencies_s) == int(rate * 1.5)
+    assert timing.max_waiting > 0.9 * rate * stall_s
+    assert max(timing.latencies_s) > 0.9 * stall_s
+
+
+def test_a_closed_loop_waits_for_its_last_answers():
+    with Stub(stall_at=3, stall_s=0.3) as stub:
+        answers, seconds = load.closed(stub.url, [get(stub.url)], 4, 0.1)
+        assert answers == stub.count and seconds >= 0.3
+
+
+def test_what_waits_for_a_connection_is_not_the_generators_lateness():
+    with Stub(stall_at=10, stall_s=0.4) as stub:
+        timing = schedule.run(stub.url, [get(stub.url)], 200, 1.0, connections=2)
+    assert len(timing.late_s) < len(timing.latencies_s) - 50
+    assert quantile(sorted(timing.late_s), 0.5) < 0.1 < max(timing.latencies_s)
+
+
+@pytest.mark.parametrize("answer", [
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 422 No\r\ncontent-length: 0\r\n\r\n",
+])
+def test_a_refusal_ends_the_measurement(answer):
+    with Stub(answer) as stub:
+        with pytest.raises(BenchFailed, match=answer.split()[1].decode()):
+            load.closed(stub.url, [get(stub.url)], 2, 0.2)
+        with pytest.raises(BenchFailed, match=answer.split()[1].decode()):
+            schedule.run(stub.url, [get(stub.url)], 100, 0.2, 2)
+
+
+def test_a_body_larger_than_the_socket_takes_arrives_whole():
+    body = b"[" + b"1," * 4_000_000 + b"1]"
+    received = []
+
+    def serve(listener):
+        connection, _ = listener.accept()
+        with connection:
+            size = 0
+            while size < len(request):
+                size += len(connection.recv(1 << 20))
+            received.append(size)
+            connection.sendall(ANSWER)
+            connection.recv(1 << 20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/ingest"
+        request, = posts(url, [body])
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        assert load.closed(url, [request], 1, 0.0)[0] == 1
+    assert received == [len(request)]
+
+
+def test_what_wrk_says_is_read():
+    text = ("Running 1s test\nRequests/sec: 5\n"
+            "tally answers=7 microseconds=2000000 connect=0 read=0 write=0 status=0 timeout=0")
+    assert wrk.parse(text) == (7, 2.0)
+    with pytest.raises(BenchFailed, match="2 read, 1 timeout"):
+        wrk.parse(text.replace("read=0", "read=2").replace("timeout=0", "timeout=1"))
+    with pytest.raises(BenchFailed, match="no answer"):
+        wrk.parse(text.replace("answers=7", "answers=0"))
+    with pytest.raises(BenchFailed, match="said nothing"):
+        wrk.parse("unable to connect to 127.0.0.1")
+
+
+def test_without_wrk_our_own_generator_measures(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert load.generator("auto").name == "own"
+    with pytest.raises(BenchFailed, match="apt-get install wrk"):
+        load.generator("wrk")
+
+
+def test_a_line_is_the_median_of_ratios_taken_within_a_round():
+    figures = [Figure("p", "c", "w", "events/s", value, "bare COPY", limit, {"cpu_us redis": value})
+               for value, limit in ((10, 20), (30, 40), (90, 100))]
+    line, = lines(figures)
+    assert (line.value, line.limit, line.ratio, line.ratio_min, line.ratio_max) == (30, 40, 0.75, 0.5, 0.9)
+    assert line.facts == {"cpu_us redis": 30} and line.rounds == figures
+    bare, = lines([Figure("p", "c", "w", "events/s", 5)])
+    assert bare.ratio is None
+
+
+def test_the_quantile_is_a_value_that_so_many_do_not_exceed():
+    ordered = list(range(1, 101))
+    assert [quantile(ordered, share) for share in (0.0, 0.5, 0.99, 0.999, 1.0)] == [1, 50, 99, 100, 100]
+    assert quantile([7], 0.5) == 7
+
+
+def test_the_table_shows_the_ratio_first_and_nothing_where_there_is_no_limit():
+    text = table.render(lines([
+        Figure("end-to-end", "batches of 1", "HTTP to COMMIT", "events/s", 500, "bare COPY", 1000,
+               {"cpu_us redis": 2.5}),
+        Figure("end-to-end", "batches of 1", "alone", "events/s", 1234),
+        Figure("replay", "WAL to stream", "replayed", "events/s", 10, "memory copy", 1000),
+    ]))
+    rows = [row.split() for row in text.splitlines()]
+    assert ["0.50", "(0.50", "to", "0.50)", "HTTP", "to", "COMMIT", "500", "events/s", "1,000", "bare", "COPY"] in rows
+    assert ["alone", "1,234", "events/s"] in rows
+    assert next(row for row in rows if "replayed" in row)[0] == "0.0100"
+    assert "replay, 1 round\n" in text and "2.50" in text
+
+
+def test_bodies_of_any_size_hold_the_same_events():
+    pool = events(100)
+    whole, parts, single = (Bodies(pool, size) for size in (100, 10, 1))
+    assert (len(whole.bodies), len(parts.bodies), len(single.bodies)) == (1, 10, 100)
+    assert whole.bodies == [b"[" + b",".join(pool) + b"]"] and single.bodies == pool
+    assert len({batch.batch_id for batch in parts.fresh(25)}) == 25
+    for batch in parts.fresh(11):
+        assert batch.count == 10 and batch.payload.count(batch.batch_id.encode()) == 10
+    transactions = list(parts.transactions(95, 4000))
+    assert sum(one.count(b"\n") for one in transactions) == 100 and len(transactions) > 1
+
+
+def test_fluent_bit_is_told_where_our_database_is():
+    text = peer.config(2020, "postgresql://spillway:secret@127.0.0.1:5433/logs")
+    told = dict(line.split() for line in text.splitlines() if line.startswith("    "))
+    assert told["port"] == "5433" and "port         2020" in text
+    assert {name: told[name] for name in ("host", "user", "password", "database", "table", "name")} == {
+        "host": "127.0.0.1", "user": "spillway", "password": "secret", "database": "logs", "table": "fluent_bit",
+        "name": "pgsql",
+    }
+
+
+def test_what_is_no_fluent_bit_is_refused(tmp_path):
+    with pytest.raises(BenchFailed, match="none is not a program"):
+        peer.found(tmp_path / "none")
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho nginx\n")
+    other.chmod(0o755)
+    assert peer.found(other) == other
+    with pytest.raises(BenchFailed, match="nginx"):
+        peer.version(other)
