@@ -14,7 +14,7 @@ from ops.chaos.evidence import LogLine
 from ops.chaos.recorder import log_lines
 from ops.chaos.target import Places, Target, audited
 from ops.errors import ChaosFailed
-from ops.program import url
+from ops.program import NAMES, url
 
 _INGEST_PORT, _ADMIN_PORT, _POSTGRES_PORT = 8080, 8081, 5432
 _SERVICES = ("ingestor", "redis", "postgres", "consumer")
@@ -196,7 +196,7 @@ def variables(words: Sequence[str]) -> dict[str, str]:
 def attributed(line: LogLine) -> LogLine:
     """Returns the line with the program that its head names; a consumer's there is its container's name."""
     name = line.text.split(" ", 3)[2]
-    program = name if name in ("ingest", "replayer", "admin", "run") else f"consumer {name}"
+    program = name if name in (*NAMES, "run") else f"consumer {name}"
     return LogLine(line.at, program, line.event, line.text)
 
 

@@ -205,7 +205,8 @@ def test_a_variable_that_compose_only_passes_on_is_not_set():
 
 
 @pytest.mark.parametrize("name, program", [
-    ("ingest", "ingest"), ("replayer", "replayer"), ("run", "run"), ("48ac17da96ac", "consumer 48ac17da96ac"),
+    ("ingest", "ingest"), ("replayer", "replayer"), ("watch", "watch"), ("run", "run"),
+    ("48ac17da96ac", "consumer 48ac17da96ac"),
 ])
 def test_a_line_belongs_to_the_program_that_it_names(name, program):
     [line] = log_lines("", [f"2026-01-31T12:00:00.000Z INFO {name} started pid=8"])
