@@ -53,15 +53,17 @@ def stack(state: Path, override: Callable[[str, str], Overrides] | None = None, 
     environ = {**kept, **dict(ports), **own, **changes}
     settings = Settings.from_env(environ)
     one = Stack(settings.state)
-    with one.lock():
-        supervisord = one.start(settings, environ, override(*_urls(one.state, settings)) if override else {})
+    supervisord = None
     try:
+        with one.lock():
+            supervisord = one.start(settings, environ, override(*_urls(one.state, settings)) if override else {})
         readiness.wait(one, supervisord, _START_S)
         yield one
     finally:
         with one.lock():
-            one.stop()
-        supervisord.wait()
+            one.stop()  # also what was interrupted in the midst of its start
+        if supervisord:
+            supervisord.wait()
 
 
 def _urls(state: Path, settings: Settings) -> tuple[str, str]:

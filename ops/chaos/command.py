@@ -8,7 +8,6 @@ ticked; 1 one is not; 2 an experiment could not be made.
 import argparse
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from typing import Any
 
 from app.errors import SpillwayError
 from app.settings import Settings
-from ops import program, scratch
-from ops.chaos import nemesis, report
+from ops import scratch
+from ops.chaos import interrupt, nemesis, report
 from ops.chaos.compose import Compose
 from ops.chaos.disk import Ext4
 from ops.chaos.evidence import Evidence
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(f"spillway chaos: {' and '.join(_NEEDED)} are needed: pip install 'spillway[chaos]'", file=sys.stderr)
         return _NOT_MADE
     from ops.chaos import page  # not there without the extra
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt.listen()
     args.output.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     status = 0
@@ -118,7 +117,7 @@ def _target(name: str, args: argparse.Namespace, settings: Settings) -> Iterator
     if args.attach or args.compose:
         if name == "latency":
             raise ChaosFailed("latency needs proxies between the parts, which only a stack of its own has")
-        yield _in_containers(args.compose, settings) if args.compose else _attached(settings)
+        yield _in_containers(args.compose) if args.compose else _attached(settings)
         return
     with ExitStack() as ends:
         place = ends.enter_context(scratch.directory("chaos"))
@@ -134,10 +133,10 @@ def _target(name: str, args: argparse.Namespace, settings: Settings) -> Iterator
         yield Supervised(stack, own, proxies, disk), _facts(own)
 
 
-def _in_containers(command: str, settings: Settings) -> tuple[Target, dict[str, Any]]:
-    """Takes the ports from our environment, as Compose does, and the other settings from the containers'."""
-    listeners = (program.url("127.0.0.1", port) for port in (settings.port, settings.admin_port))
-    target = Compose(shlex.split(command), Path.cwd(), *listeners)
+def _in_containers(command: str) -> tuple[Target, dict[str, Any]]:
+    """Takes the settings from the ingestor's environment."""
+    target = Compose(shlex.split(command), Path.cwd())
+    target.reach()
     return target, _facts(Settings.from_env(target.environment))
 
 

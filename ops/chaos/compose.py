@@ -1,6 +1,8 @@
 """A stack in containers: broken with `docker compose stop`, `start`, `kill`, `pause` and `unpause`."""
 
 import json
+import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -12,9 +14,13 @@ from ops.chaos.evidence import LogLine
 from ops.chaos.recorder import log_lines
 from ops.chaos.target import Places, Target, audited
 from ops.errors import ChaosFailed
+from ops.program import NAMES, url
 
-_ADMIN_PORT = 8081
+_INGEST_PORT, _ADMIN_PORT, _POSTGRES_PORT = 8080, 8081, 5432
+_SERVICES = ("ingestor", "redis", "postgres", "consumer")
 _CALL_S = 180.0
+_CONNECT_S = 5.0
+_LOOK_EVERY_S = 2.0
 
 
 class Compose(Target):
@@ -23,7 +29,6 @@ class Compose(Target):
     Args:
         command: How Compose is called: `docker compose` or `docker-compose`.
         directory: Of the Compose file.
-        ingest_url, admin_url: Of its ingestor, as published.
 
     Attributes:
         environment: That of its ingestor, which says how it is set.
@@ -32,29 +37,51 @@ class Compose(Target):
         ChaosFailed: It does not run.
     """
 
-    def __init__(self, command: Sequence[str], directory: Path, ingest_url: str, admin_url: str) -> None:
+    def __init__(self, command: Sequence[str], directory: Path) -> None:
         self._command = [*command, "--project-directory", str(directory)]
-        self._directory = directory
-        self._admin_url = admin_url
         self._began_at = time.time()
-        found: list[str] = self._inspected(self._ids("ingestor")[0])["Config"]["Env"]
-        self.environment = variables(found)
-        self._ingest_url = ingest_url
+        docker("version")  # what is missing is told by whom it concerns, and not as Compose's traceback
+        _output([*command, "version"])
+        self._ids = {service: self._found(service) for service in _SERVICES}
+        [ingestor] = inspected(*self._ids["ingestor"][:1])
+        self.environment = variables(ingestor["Config"]["Env"])
+        self._ingest_url, self._admin_url = (published(ingestor, port) for port in (_INGEST_PORT, _ADMIN_PORT))
+        self._hosts: dict[str, str] = {}
+        self._looked_at = float("-inf")
         super().__init__(self._places())
 
-    @property
-    def admin_urls(self) -> list[str]:
-        """See `Target`; a container has none while it does not run."""
-        addresses = (self._address(one) for one in self._ids("consumer"))
-        return [self._admin_url, *(f"http://{address}:{_ADMIN_PORT}" for address in addresses if address)]
+    def reach(self) -> None:
+        """Connects to the containers that are asked by their addresses.
+
+        Raises:
+            ChaosFailed: They lead nowhere, as with an engine in a virtual machine.
+        """
+        for service, port in (("postgres", _POSTGRES_PORT), ("consumer", _ADMIN_PORT)):
+            for one in inspected(*self._ids[service]):
+                try:
+                    socket.create_connection((address(one), port), _CONNECT_S).close()
+                except OSError as error:
+                    raise ChaosFailed(f"{service} is not reached at {address(one)}:{port} ({error}): this needs an "
+                                      "engine on this Linux machine") from error
+
+    def hosts(self) -> dict[str, str]:
+        """See `Target`: the ingestor, and the consumers' containers by their ids."""
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            ids = self._ids["consumer"]
+            found = {name: address(one) for name, one in zip(ids, inspected(*ids)) if not one["State"]["Paused"]}
+            consumers = {name: f"http://{place}:{_ADMIN_PORT}" for name, place in found.items() if place}
+            self._hosts = {"ingestor": self._admin_url, **consumers}
+            self._looked_at = time.monotonic()
+        return self._hosts
 
     def consumers(self) -> list[str]:
         """See `Target`: ids of containers."""
-        return [one for one in self._ids("consumer") if self._inspected(one)["State"]["Running"]]
+        ids = self._ids["consumer"]
+        return [name for name, one in zip(ids, inspected(*ids)) if one["State"]["Running"]]
 
     def consumer_of(self, name: str) -> str:
         """See `Target`: a container's host name is its consumer's."""
-        return str(self._inspected(name)["Config"]["Hostname"])
+        return str(inspected(name)[0]["Config"]["Hostname"])
 
     def stop(self, name: str) -> None:
         """See `Target`."""
@@ -62,24 +89,29 @@ class Compose(Target):
 
     def start(self, name: str) -> None:
         """See `Target`: a service, or a container by its id."""
-        if name in ("redis", "postgres"):
+        if name in self._ids:
             self._compose("start", name)
-            self.until(lambda: self._is_healthy(name), f"{name} to be healthy")
         else:
-            self._docker("start", name)
+            [one] = inspected(name)
+            docker(*(("unpause", name) if one["State"]["Paused"] else ("start", name)))
+        ids = self._ids.get(name, [name])
+        self.until(lambda: all(map(is_healthy, inspected(*ids))), f"{name} to be healthy")
+        self._looked_at = float("-inf")
         self.places = self._places()  # it may have another address now
 
     def freeze(self, name: str) -> None:
         """See `Target`."""
-        self._docker("pause", name)
+        docker("pause", name)
+        self._looked_at = float("-inf")
 
     def thaw(self, name: str) -> None:
         """See `Target`."""
-        self._docker("unpause", name)
+        docker("unpause", name)
 
     def crash(self, name: str) -> None:
         """See `Target`: a container that is killed by hand is not started again."""
-        self._docker("kill", name)
+        docker("kill", name)
+        self._looked_at = float("-inf")
 
     def wal_files(self) -> list[str]:
         """See `Target`."""
@@ -94,44 +126,66 @@ class Compose(Target):
         """See `Target`."""
         since = datetime.fromtimestamp(self._began_at, UTC).isoformat()
         found: list[LogLine] = []
-        for service in ("ingestor", "consumer"):
-            for one in self._ids(service):
-                done = subprocess.run(["docker", "logs", "--since", since, one], capture_output=True, text=True)
-                found += log_lines("", (done.stdout + done.stderr).splitlines())
+        for name in (*self._ids["ingestor"], *self._ids["consumer"]):
+            found += log_lines("", docker("logs", "--since", since, name).splitlines())
         return sorted((attributed(line) for line in found), key=lambda line: line.at)
 
     def _places(self) -> Places:
         return Places(self._ingest_url, self._admin_url, self._url("REDIS_URL"), self._url("DATABASE_URL"))
 
-    def _ids(self, service: str) -> list[str]:
-        ids = self._compose("ps", "--all", "--quiet", service).split()
-        if not ids:
-            raise ChaosFailed(f"{self._directory} has no container of {service}: `docker compose up --detach` first")
-        return ids
-
-    def _inspected(self, container: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._docker("inspect", container))[0]
-        return found
-
-    def _address(self, container: str) -> str:
-        networks = self._inspected(container)["NetworkSettings"]["Networks"]
-        return next((str(one["IPAddress"]) for one in networks.values() if one["IPAddress"]), "")
-
-    def _is_healthy(self, service: str) -> bool:
-        return all(self._inspected(one)["State"].get("Health", {}).get("Status") == "healthy"
-                   for one in self._ids(service))
-
     def _url(self, name: str) -> str:
         """Returns a URL of the containers' environment, with the server's address instead of its name."""
-        url = self.environment[name]
         server = "redis" if name == "REDIS_URL" else "postgres"
-        return url.replace(f"@{server}:", f"@{self._address(self._ids(server)[0])}:")
+        [one] = inspected(*self._ids[server][:1])
+        return self.environment[name].replace(f"@{server}:", f"@{address(one)}:")
+
+    def _found(self, service: str) -> list[str]:
+        """Returns the ids of a service's containers, all of which run."""
+        ids = [one[:12] for one in self._compose("ps", "--all", "--quiet", service).split()]
+        if not ids or not all(one["State"]["Running"] for one in inspected(*ids)):
+            raise ChaosFailed(f"{service} does not run here: `{shlex.join(self._command[:-2])} up --detach` first")
+        return ids
 
     def _compose(self, *words: str) -> str:
         return _output([*self._command, *words])
 
-    def _docker(self, *words: str) -> str:
-        return _output(["docker", *words])
+
+def docker(*words: str) -> str:
+    """Returns what `docker` says; of logs also what they have of the standard error.
+
+    Raises:
+        ChaosFailed: It did not do it.
+    """
+    return _output(["docker", *words])
+
+
+def inspected(*containers: str) -> list[dict[str, Any]]:
+    """Returns what the engine knows of containers, in their order."""
+    found: list[dict[str, Any]] = json.loads(docker("inspect", *containers))
+    return found
+
+
+def address(container: dict[str, Any]) -> str:
+    """Returns where a container is reached; empty while it does not run."""
+    networks = container["NetworkSettings"]["Networks"]
+    return next((str(one["IPAddress"]) for one in networks.values() if one["IPAddress"]), "")
+
+
+def published(container: dict[str, Any], port: int) -> str:
+    """Returns where a port is reached from this machine.
+
+    Raises:
+        ChaosFailed: It is not published.
+    """
+    for place in container["NetworkSettings"]["Ports"].get(f"{port}/tcp") or ():
+        return url(place["HostIp"], int(place["HostPort"]))
+    raise ChaosFailed(f"port {port} of {container['Name'].lstrip('/')} is not published")
+
+
+def is_healthy(container: dict[str, Any]) -> bool:
+    """Whether it runs, and its check says so, where it has one."""
+    state = container["State"]
+    return bool(state["Running"]) and state.get("Health", {}).get("Status", "healthy") == "healthy"
 
 
 def variables(words: Sequence[str]) -> dict[str, str]:
@@ -142,12 +196,22 @@ def variables(words: Sequence[str]) -> dict[str, str]:
 def attributed(line: LogLine) -> LogLine:
     """Returns the line with the program that its head names; a consumer's there is its container's name."""
     name = line.text.split(" ", 3)[2]
-    program = name if name in ("ingest", "replayer", "admin", "run") else f"consumer {name}"
+    program = name if name in (*NAMES, "run") else f"consumer {name}"
     return LogLine(line.at, program, line.event, line.text)
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_S)
+    text = shlex.join(command)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", timeout=_CALL_S,
+            start_new_session=True,  # a terminal's Ctrl-C is for us: half a heal would be none
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChaosFailed(f"`{text}` took longer than {_CALL_S:.0f} s") from error
+    except OSError as error:
+        raise ChaosFailed(f"`{command[0]}` could not be run: {error.strerror}") from error
     if done.returncode:
-        raise ChaosFailed(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
+        raise ChaosFailed(f"`{text}` failed: {done.stderr.strip()}")
+    return done.stdout + (done.stderr if command[1] == "logs" else "")

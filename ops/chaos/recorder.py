@@ -4,7 +4,8 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,35 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.errors import SpillwayError
 from ops.chaos.evidence import Answer, LogLine, Sample
 
 _EVERY_S = 0.5
 _ANSWER_S = 3.0
-# What is sampled → the metric that says it, summed over its labels.
-_METRICS = {
+# What is sampled → the metric that says it, summed over its labels: what holds now, and what every host counts.
+_STATES = {
     "wal_active": "wal_active", "wal_bytes": "ingest_wal_bytes", "wal_segments": "ingest_wal_segments",
-    "redis_up": "ingest_redis_up", "loaded_events": "ingest_loaded_events_total",
-    "claimed_entries": "ingest_claimed_entries_total", "lost_entries": "ingest_lost_entries_total",
-    "load_seconds": "ingest_load_seconds_sum", "loads": "ingest_load_seconds_count",
-    "load_batches": "ingest_load_batches_sum", "corrupt_records": "ingest_wal_corrupt_records_total",
+    "redis_up": "ingest_redis_up",
 }
+_COUNTERS = {
+    "loaded_events": "ingest_loaded_events_total", "claimed_entries": "ingest_claimed_entries_total",
+    "lost_entries": "ingest_lost_entries_total", "load_seconds": "ingest_load_seconds_sum",
+    "loads": "ingest_load_seconds_count", "load_batches": "ingest_load_batches_sum",
+    "corrupt_records": "ingest_wal_corrupt_records_total",
+}
+_METRICS = _STATES | _COUNTERS
 
 
 class Recorder:
     """Takes a sample twice a second in a thread of its own, from `start` to `stop`.
 
     Args:
-        admin_urls: The admin listener of each host; what they count is added up.
+        hosts: Returns the admin listener of each host, as `Target.hosts` does.
     """
 
-    def __init__(self, admin_urls: list[str]) -> None:
-        self._urls = admin_urls
+    def __init__(self, hosts: Callable[[], Mapping[str, str]]) -> None:
+        self._hosts = hosts
+        self._counts = Counts()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._record, daemon=True)
         self.samples: list[Sample] = []
@@ -56,24 +63,55 @@ class Recorder:
     def _record(self) -> None:
         while not self._stopped.is_set():
             began = time.monotonic()
-            self.samples.append(look(self._urls))
+            with suppress(SpillwayError):  # else this one moment cannot be told
+                self.samples.append(self._look())
             self._stopped.wait(max(0.05, began + _EVERY_S - time.monotonic()))
 
+    def _look(self) -> Sample:
+        at, hosts = time.time(), self._hosts()
+        told = {host: _sums(text) for host, url in hosts.items() if (text := _get(url, "/metrics"))}
+        values = {name: told[host][name] for host in list(hosts)[:1] if host in told for name in _STATES}
+        self._counts.see(told)
+        if not hosts.keys() - self._counts.hosts:
+            values |= self._counts.totals
+        url = next(iter(hosts.values()))
+        if buffer := _document(_get(url, "/stream")):
+            values |= {"stream_entries": buffer["entries"], "pending": buffer["pending"],
+                       "dead_letters": buffer["dead_letters"]["entries"]}
+        return Sample(at, values, held(url))
 
-def look(admin_urls: list[str]) -> Sample:
-    """Takes one sample."""
-    at = time.time()
-    values: dict[str, float] = {}
-    for url in admin_urls:
-        text = _get(url, "/metrics")
-        for name, value in _sums(text).items() if text else ():
-            values[name] = max(values.get(name, 0.0), value) if name == "redis_up" else values.get(name, 0.0) + value
-    buffer, pending = (_document(_get(admin_urls[0], path)) for path in ("/stream", "/pending"))
-    if buffer:
-        values |= {"stream_entries": buffer["entries"], "pending": buffer["pending"],
-                   "dead_letters": buffer["dead_letters"]["entries"]}
-    held = {one["name"]: (one["pending"], one["idle_ms"]) for one in pending["consumers"]} if pending else None
-    return Sample(at, values, held)
+
+class Counts:
+    """What several hosts have counted: it never falls, though one of them is away for a while or begins anew.
+
+    Attributes:
+        totals: By name.
+        hosts: Those that have been seen.
+    """
+
+    def __init__(self) -> None:
+        self.totals = dict.fromkeys(_COUNTERS, 0.0)
+        self._last: dict[str, Mapping[str, float]] = {}
+
+    @property
+    def hosts(self) -> Set[str]:
+        """See the class."""
+        return self._last.keys()
+
+    def see(self, told: Mapping[str, Mapping[str, float]]) -> None:
+        """Takes what the hosts say that answer."""
+        for host, values in told.items():
+            last = self._last.get(host, {})
+            for name in self.totals:
+                value, before = values[name], last.get(name, 0.0)
+                self.totals[name] += value - before if value >= before else value
+            self._last[host] = values
+
+
+def held(admin_url: str) -> dict[str, tuple[int, int]] | None:
+    """Returns by consumer how many entries it holds, and for how many ms it has been idle; None: it cannot be told."""
+    pending = _document(_get(admin_url, "/pending"))
+    return {one["name"]: (one["pending"], one["idle_ms"]) for one in pending["consumers"]} if pending else None
 
 
 def _sums(text: str) -> dict[str, float]:

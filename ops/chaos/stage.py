@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ops.chaos import recorder
+from ops.chaos import interrupt, recorder
 from ops.chaos.evidence import Evidence, Mark, Sample
 from ops.chaos.fault import FAULTS
 from ops.chaos.load import Load
@@ -17,6 +17,7 @@ from ops.errors import ChaosFailed
 
 _STEP_S = 0.1
 _SHOW_EVERY_S = 5.0
+_ANSWER_S = 15.0
 _BEGIN_S = 60.0
 _DRAIN_S = 240.0
 _SHOWN = {"wal_active": "wal_active", "stream_entries": "stream", "pending": "pending", "dead_letters": "letters",
@@ -37,7 +38,7 @@ class Stage:
         self.duration_s = duration_s
         self.evidence = Evidence(name, facts=dict(facts))
         self._load = load
-        self._recorder = Recorder(target.admin_urls)
+        self._recorder = Recorder(target.hosts)
         self._shown_at = 0.0
 
     @property
@@ -51,15 +52,28 @@ class Stage:
 
     @contextmanager
     def played(self) -> Iterator[None]:
-        """Drives load; whatever happens, nothing goes on behind."""
+        """Drives load; whatever happens, nothing goes on behind.
+
+        Raises:
+            ChaosFailed: Nobody answers, or there are letters already, which the experiment would replay as its own.
+        """
         self._recorder.start()
         try:
+            self.mark("look")
+            self._look_first()
             self.mark("load")
             self._load.start()
             yield
         finally:
             self._load.kill()
             self._recorder.stop()
+
+    def _look_first(self) -> None:
+        if not self.until(lambda seen: "dead_letters" in seen.values, _ANSWER_S):
+            raise ChaosFailed(f"{self.target.places.admin_url} did not say within {_ANSWER_S:.0f} s how things stand")
+        if letters := self.latest.values.get("dead_letters"):
+            raise ChaosFailed(f"there are {letters:,.0f} dead letters already: replay or purge them first "
+                              "(`spillway dlq`)")
 
     def baseline(self) -> None:
         """Waits until rows arrive, and looks at the service while nothing is broken."""
@@ -84,7 +98,11 @@ class Stage:
     def stopped(self, server: str) -> Iterator[None]:
         """Stops a server, and starts it in the end, whatever happens."""
         def inject() -> Callable[[], None]:
-            self.target.stop(server)
+            try:
+                self.target.stop(server)
+            except ChaosFailed:
+                self.target.start(server)
+                raise
             return lambda: self.target.start(server)
         with self._fault(f"{server}-stop", f"{server} is stopped", inject):
             yield
@@ -92,14 +110,21 @@ class Stage:
     @contextmanager
     def _fault(self, name: str, text: str, inject: Callable[[], Callable[[], None]]) -> Iterator[None]:
         self.mark(f"inject {name}")
-        heal = inject()
+        heals: list[Callable[[], None]] = []
         try:
+            with interrupt.postponed():
+                heals.append(inject())
             self.mark(f"injected {name}", text)
             yield
         finally:
+            with interrupt.postponed():
+                self._heal(name, heals)
+
+    def _heal(self, name: str, heals: list[Callable[[], None]]) -> None:
+        for heal in heals:
             self.mark(f"heal {name}")
             heal()
-        self.mark(f"healed {name}")
+            self.mark(f"healed {name}")
 
     def mark(self, name: str, text: str = "") -> None:
         """Writes down, and says, that something was done now."""

@@ -43,10 +43,9 @@ class Supervised(Target):
         self._consumer_name = settings.consumer_name
         self._log_sizes = {path: path.stat().st_size for path in self._logs()}
 
-    @property
-    def admin_urls(self) -> list[str]:
-        """See `Target`."""
-        return [self.places.admin_url]
+    def hosts(self) -> dict[str, str]:
+        """See `Target`: one."""
+        return {"": self.places.admin_url}
 
     def process(self, name: str) -> Process:
         """Returns a process by its name, or the first of those whose names begin so.
@@ -90,6 +89,7 @@ class Supervised(Target):
 
     def start(self, name: str) -> None:
         """See `Target`."""
+        self.thaw(name)
         if self.process(name).state not in ("RUNNING", "STARTING", "BACKOFF"):
             self._stack.supervisor.start(self.process(name).name)
         self.await_state(name, "RUNNING")

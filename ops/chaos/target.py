@@ -42,10 +42,9 @@ class Target(ABC):
         self.places = places
         self.proxies: dict[str, Proxy] = {}
 
-    @property
     @abstractmethod
-    def admin_urls(self) -> list[str]:
-        """The admin listener of each host; what they count is added up."""
+    def hosts(self) -> dict[str, str]:
+        """Returns the admin listener of each host that runs by a name that it keeps, ingest's first."""
 
     @abstractmethod
     def consumers(self) -> list[str]:
@@ -61,7 +60,7 @@ class Target(ABC):
 
     @abstractmethod
     def start(self, name: str) -> None:
-        """Starts what does not run, and waits until it does."""
+        """Starts what does not run, lets go on what is frozen, and waits until it runs."""
 
     @abstractmethod
     def freeze(self, name: str) -> None:
