@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -118,12 +119,17 @@ def test_the_screen_shows_what_waits_where_and_what_does_not_answer(waiting):
     assert shown["dead letters"].startswith("1 letter, ")
     assert (shown["ingest"], shown["redis"], shown["wal"]) == ("takes batches", "answers", "idle")
     assert shown["consumers"].startswith("1 in the group, last active")
+    with closing(redis.Redis.from_url(waiting.facts["redis_url"])) as client:
+        client.xgroup_destroy("log_events", "log-processors")
+        client.xgroup_create("log_events", "log-processors", "0")
+    assert screen(waiting)["consumers"] == "none at present (idle ones are removed)"
     waiting.supervisorctl("stop", "admin")
     shown = screen(waiting)
     assert shown["redis"] == "unknown (admin does not answer: [Errno 111] Connection refused)"
     assert shown["wal"] == shown["stream"] == "unknown, as above"
     assert shown["ingest"] == "takes batches" and shown["postgres"].startswith("answers; partitions until")
-    assert "STOPPED" in waiting.spillway("status").stdout
+    assert re.search(r"^admin +STOPPED +- +-  since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
+                     waiting.spillway("status").stdout, re.MULTILINE)
     waiting.supervisorctl("stop", "ingest")
     assert screen(waiting)["ingest"].startswith("unknown (ingest does not answer")
 
