@@ -163,8 +163,8 @@ def _document(record: Record) -> dict[str, Any]:
 def _warn(args: argparse.Namespace, settings: Settings) -> None:
     # That it is empty lets somebody throw a disk away: it must not be said of the wrong directory alone.
     if not _is_in_use(settings.wal_path):
-        print(f"No replayer is at work on {settings.wal_path}: the stack is down, or SPILLWAY_DATA_DIR or "
-              "SPILLWAY_WAL_DIR is not the one that it was started with.", file=sys.stderr if args.json else sys.stdout)
+        print(f"No replayer is at work on {settings.wal_path}: it is down, or the stack was started with another "
+              "SPILLWAY_DATA_DIR or SPILLWAY_WAL_DIR.", file=sys.stderr if args.json else sys.stdout)
 
 
 def _show(found: list[Finding], is_json: bool, directory: Path) -> None:
