@@ -78,7 +78,7 @@ def test_a_broken_program_is_shown_and_tried_again_and_the_others_go_on(stack, t
         path.rmdir() if path.is_dir() else path.unlink()
     consumer.parent.rmdir()
     until(lambda: count(facts["database_url"], "while it was broken") == 1, "the row")
-    assert states(running)[name] == "RUNNING"
+    until(lambda: states(running)[name] == "RUNNING", "the consumer to have run for its first second")
 
 
 def test_a_stopped_supervisord_blocks_nobody_is_said_and_goes_on(stack):
