@@ -117,23 +117,27 @@ def _refuse(text: str) -> int:
 
 
 def _list(args: argparse.Namespace, letterbox: Letterbox, wanted: Filter) -> int:
-    tally = Tally()
-    for letter in _limited(letterbox, wanted, args.limit or _SHOWN_LETTERS, tally):
+    tally, limit = Tally(), args.limit or _SHOWN_LETTERS
+    found = _letters(letterbox, wanted)
+    for letter in _counted_in(tally, islice(found, limit)):
         if args.json:
             print(_json(letter.summary()))
             continue
         if tally.count == 1:
             print(_row(name for name, _ in _COLUMNS))
         print(_row(_cells(letter)))
-    if tally.count == _SHOWN_LETTERS and not args.limit:
-        print(f"No more than {_SHOWN_LETTERS} are shown; --limit shows more.", file=sys.stderr)
-    _sum_up("Found", tally, sys.stderr if args.json else sys.stdout)
+    file = sys.stderr if args.json else sys.stdout
+    if next(found, None) is None:
+        _sum_up("Found", tally, file)
+    else:
+        _sum_up("Shown are the first", tally, file)
+        print("There are more: --limit N shows so many.", file=file)
     return 0
 
 
 def _export(args: argparse.Namespace, letterbox: Letterbox, wanted: Filter) -> int:
     tally = Tally()
-    for letter in _limited(letterbox, wanted, args.limit, tally):
+    for letter in _counted_in(tally, islice(_letters(letterbox, wanted), args.limit)):
         print(_json(letter.document()))
     _sum_up("Exported", tally, sys.stderr)
     return 0
@@ -173,9 +177,13 @@ def _purge(args: argparse.Namespace, letterbox: Letterbox, wanted: Filter) -> in
     return 0
 
 
-def _limited(letterbox: Letterbox, wanted: Filter, limit: int | None, tally: Tally) -> Iterator[DeadLetter]:
-    """Yields up to so many letters, each counted."""
-    for letter in islice((letter for letters in letterbox.pages(wanted) for letter in letters), limit):
+def _letters(letterbox: Letterbox, wanted: Filter) -> Iterator[DeadLetter]:
+    return (letter for letters in letterbox.pages(wanted) for letter in letters)
+
+
+def _counted_in(tally: Tally, letters: Iterable[DeadLetter]) -> Iterator[DeadLetter]:
+    """Yields the letters, each counted."""
+    for letter in letters:
         tally.add([letter])
         yield letter
 

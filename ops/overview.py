@@ -162,7 +162,7 @@ def _letters(found: dict[str, Any]) -> str:
 def _consumers(found: dict[str, Any]) -> str:
     known = found["consumers"]
     if not known:
-        return "none has come yet"
+        return "none at present (idle ones are removed)"
     idle_s = min(one["idle_ms"] for one in known) / 1000
     busiest = max(known, key=lambda one: int(one["pending"]))
     text = f"{len(known)} in the group, last active {duration(idle_s)} ago"

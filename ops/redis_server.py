@@ -41,8 +41,8 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """The URL with its password, for redis-py."""
-        return f"redis://:{secret.password(self.directory / 'password')}@127.0.0.1:{self.port}/0"
+        """The URL with its password. It names the user, as redis-cli 6.2 takes an empty name for one."""
+        return f"redis://default:{secret.password(self.directory / 'password')}@127.0.0.1:{self.port}/0"
 
     def prepare(self) -> list[str]:
         """Writes the configuration and returns the command that serves it in the foreground.

@@ -26,10 +26,15 @@ from ops.supervisor_client import ERRORS, Process, SupervisorClient
 _STOP_S = 300.0  # more than the sum of all `stopwaitsecs`
 _ORPHAN_STOP_S = 25.0  # more than gunicorn's graceful_timeout
 _POLL_S = 0.1
+_OTHER_SETTINGS = ("DATABASE_URL", "REDIS_URL", "GUNICORN_CMD_ARGS")
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What the running stack is made of; the URLs hold passwords."""
+    """What the running stack is made of; the URLs and the settings hold passwords.
+
+    Attributes:
+        settings: Those that it was given, as in the environment: with them `up` starts the same again.
+    """
 
     ingest_url: str
     admin_url: str
@@ -38,6 +43,7 @@ class Facts(msgspec.Struct, frozen=True):
     data_dir: str
     supervisor_config: str
     embedded: list[str]
+    settings: dict[str, str] = {}
 
 
 class Stack:
@@ -73,6 +79,10 @@ class Stack:
     def orphans(self) -> set[int]:
         """Returns what a supervisord that was killed has left running."""
         return set() if self.is_up() else family.children(self.state)
+
+    def was_up(self) -> bool:
+        """Whether it was ever started here."""
+        return self._facts.exists()
 
     def facts(self) -> Facts:
         """Returns what the stack was last started with."""
@@ -113,7 +123,7 @@ class Stack:
         servers = {name: server for name, server in (("redis", redis), ("postgres", postgres)) if server}
         check(_ports(settings, servers))
         commands = {name: server.prepare() for name, server in servers.items()}
-        facts = self._describe(settings, {name: server.url for name, server in servers.items()})
+        facts = self._describe(settings, {name: server.url for name, server in servers.items()}, environ)
         secret.write(self._facts, msgspec.json.format(msgspec.json.encode(facts)).decode())
         secret.write(self._config, supervisor_config.render(settings, commands, overrides or {}))
         return self._launch(settings, facts, environ)
@@ -151,7 +161,7 @@ class Stack:
             family.end(pid, self.state, number)
         _wait(lambda: not find(self.state), deadline_s)
 
-    def _describe(self, settings: Settings, embedded: Mapping[str, str]) -> Facts:
+    def _describe(self, settings: Settings, embedded: Mapping[str, str], environ: Mapping[str, str]) -> Facts:
         return Facts(
             ingest_url=program.url(settings.bind, settings.port),
             admin_url=program.url(settings.admin_bind, settings.admin_port),
@@ -160,6 +170,7 @@ class Stack:
             data_dir=str(self.state),
             supervisor_config=str(self._config),
             embedded=list(embedded),
+            settings=_given(settings, environ),
         )
 
     def _launch(self, settings: Settings, facts: Facts, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -178,6 +189,14 @@ class Stack:
                 stderr=log_file,
                 start_new_session=True,  # a terminal's Ctrl-C is for `spillway up`, which ends it in order
             )
+
+
+def _given(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    found = {name: value for name, value in sorted(environ.items())
+             if value and (name.startswith("SPILLWAY_") or name in _OTHER_SETTINGS)}
+    # Whoever reads them may stand elsewhere.
+    paths = {"SPILLWAY_DATA_DIR": str(settings.state)}
+    return found | paths | ({"SPILLWAY_WAL_DIR": str(settings.wal_path)} if settings.wal_dir else {})
 
 
 def _ports(settings: Settings, embedded: Mapping[str, object]) -> list[Port]:

@@ -1,6 +1,8 @@
 """`spillway status`: what runs and how it stands, for people (passwords hidden) or as JSON (with them)."""
 
 import argparse
+import shlex
+import sys
 from typing import Any
 
 import msgspec
@@ -19,7 +21,8 @@ _MANY = 6  # consumers from which on those that run share a line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `status`."""
     parser.add_argument("fact", nargs="?", choices=Facts.__struct_fields__, metavar="fact",
-                        help=f"print this one alone, passwords included: {', '.join(Facts.__struct_fields__)}")
+                        help="print this one alone, passwords included (settings: for a shell to read): "
+                             f"{', '.join(Facts.__struct_fields__)}")
     parser.add_argument("--json", action="store_true", help="as JSON, passwords included")
 
 
@@ -31,11 +34,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """
     stack = Stack(settings.state)
     if not stack.is_up():
+        if args.fact:
+            return _fact_of_none(stack, args.fact)
         print(_json({"is_up": False, "data_dir": str(stack.state), "processes": []}) if args.json else _down(stack))
         return _DOWN
     facts = stack.facts()
     if args.fact:
-        print(getattr(facts, args.fact))
+        print(_fact(facts, args.fact))
         return 0
     silence: StackFailed | None = None
     processes: list[Process] = []
@@ -58,13 +63,32 @@ def _report(facts: Facts, processes: list[Process], parts: dict[str, overview.Pa
 
 
 def _screen(facts: Facts, processes: list[Process], parts: dict[str, overview.Part]) -> str:
-    named = [(name, secret.redacted(value if isinstance(value, str) else ", ".join(value)))
-             for name, value in msgspec.to_builtins(facts).items()]
+    named = [(name, _shown(value)) for name, value in msgspec.to_builtins(facts).items()]
     return "\n".join([
         *(f"{name:18} {value}" for name, value in named),
         "", *_table(processes),
         "", *(f"{name:18} {text}" for name, text in overview.lines(parts)),
     ])
+
+
+def _shown(value: str | list[str] | dict[str, str]) -> str:
+    if isinstance(value, dict):
+        return f"{len(value)} given at the start: `spillway status settings`"
+    return secret.redacted(value) if isinstance(value, str) else ", ".join(value)
+
+
+def _fact(facts: Facts, name: str) -> object:
+    if name != "settings":
+        return getattr(facts, name)
+    return "\n".join(f"export {variable}={shlex.quote(value)}" for variable, value in facts.settings.items())
+
+
+def _fact_of_none(stack: Stack, name: str) -> int:
+    # What reads it in a shell must not take a sentence for a URL; the settings are wanted most when nothing runs.
+    print(_down(stack), file=sys.stderr)
+    if name == "settings" and stack.was_up():
+        print(_fact(stack.facts(), name))
+    return _DOWN
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -85,10 +109,14 @@ def _table(processes: list[Process]) -> list[str]:
     consumers = [one for one in processes if one.name.startswith("consumers:") and one.state == "RUNNING"]
     shared = consumers if len(consumers) > _MANY else []
     rows += [
-        (one.name, one.state, str(one.pid or "-"), overview.duration(one.uptime_s), one.detail)
+        (one.name, one.state, str(one.pid or "-"), _up_for(one), one.detail)
         for one in processes if one not in shared
     ]
     if shared:
         youngest = overview.duration(min(one.uptime_s for one in shared))
         rows.append((f"consumers:* ({len(shared)})", "RUNNING", "-", youngest, ""))
     return ["{:28} {:8} {:>8} {:>8}  {}".format(*row)[:_WIDTH].rstrip() for row in rows]
+
+
+def _up_for(process: Process) -> str:
+    return overview.duration(process.uptime_s) if process.state == "RUNNING" else "-"

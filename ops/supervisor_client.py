@@ -3,6 +3,7 @@
 import http.client
 import socket
 import xmlrpc.client
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,5 +92,13 @@ def _process(info: dict[str, Any]) -> Process:
         pid=info["pid"],
         uptime_s=info["now"] - info["start"] if is_running else 0,
         log=info["stdout_logfile"],
-        detail="" if is_running else info["description"],
+        detail="" if is_running else _detail(info),
     )
+
+
+def _detail(info: dict[str, Any]) -> str:
+    if info["statename"] not in ("STOPPED", "EXITED") or not info["stop"]:
+        return str(info["description"])
+    # supervisor's own has no zone, and no year.
+    since = datetime.fromtimestamp(info["stop"], UTC)
+    return f"since {since:%Y-%m-%dT%H:%M:%SZ}"

@@ -17,6 +17,7 @@ from wal.file import FILES
 from wal.reader import Record, SegmentReader, oldest_at_ns, segments
 
 _READ_BYTES = 4 << 20
+_USAGE = 2  # as argparse's
 
 
 class Finding(NamedTuple):
@@ -51,21 +52,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Runs one action; returns 1 where `verify` found damage or `export` left something out, else 0."""
+    """Runs one action; returns 1 where `verify` found damage, `export` left something out or the log cannot be read, 2
+    for a file that is not there, else 0.
+    """
+    for path in getattr(args, "segment", ()):
+        if not path.exists():
+            print(f"spillway wal: there is no file {path}", file=sys.stderr)
+            return _USAGE
     actions: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
         "status": _status, "verify": _verify, "export": _export, "repair": _repair,
     }
-    return actions[args.action](args, settings)
+    try:
+        return actions[args.action](args, settings)
+    except WalError as error:
+        print(f"spillway wal: {error}", file=sys.stderr)
+        return 1
 
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
     _show(list(map(_finding, segments(settings.wal_path))), args.json, settings.wal_path)
+    _warn(args, settings)
     return 0
 
 
 def _verify(args: argparse.Namespace, settings: Settings) -> int:
     found = list(map(_finding, args.segment or segments(settings.wal_path)))
     _show(found, args.json, settings.wal_path)
+    if not args.segment:
+        _warn(args, settings)
     return int(any(one.corrupt or one.error for one in found))
 
 
@@ -124,8 +138,9 @@ def _is_in_use(path: Path) -> bool:
 
 
 def _finding(path: Path) -> Finding:
-    age_s = int(time.time() - oldest_at_ns(path) / 1e9)
+    age_s = 0
     try:
+        age_s = int(time.time() - oldest_at_ns(path) / 1e9)
         with closing(SegmentReader(path)) as reader:
             count = sum(1 for _ in _records(reader))
             return Finding(path.name, path.stat().st_size, age_s, reader.is_sealed, count, reader.torn_count,
@@ -143,6 +158,13 @@ def _document(record: Record) -> dict[str, Any]:
     batch = from_record(record.payload)
     return {"segment": record.segment, "offset": record.offset, "batch_id": batch.batch_id, "count": batch.count,
             "received_at": batch.received_at, "events": list(events(batch))}
+
+
+def _warn(args: argparse.Namespace, settings: Settings) -> None:
+    # That it is empty lets somebody throw a disk away: it must not be said of the wrong directory alone.
+    if not _is_in_use(settings.wal_path):
+        print(f"No replayer is at work on {settings.wal_path}: it is down, or the stack was started with another "
+              "SPILLWAY_DATA_DIR or SPILLWAY_WAL_DIR.", file=sys.stderr if args.json else sys.stdout)
 
 
 def _show(found: list[Finding], is_json: bool, directory: Path) -> None:

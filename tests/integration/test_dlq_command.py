@@ -16,6 +16,7 @@ from ops import command
 from tests import journal
 from tests.letter import bury, letters, lone, make_service_batch
 
+MORE = "There are more: --limit N shows so many."
 LEFT = ("Left 1 letter of not_an_entry: they hold no batch and cannot be replayed; `spillway dlq show` tells what they "
         "are.\n")
 
@@ -45,12 +46,18 @@ def test_list_shows_a_table_and_sums_it_up(client, spillway):
     assert last == "Found 2 letters with 8 events: 1 sink_unavailable (7 events), 1 bad_event (1 event)."
 
 
-def test_list_shows_so_many_and_says_that_there_may_be_more(client, spillway):
+def test_list_shows_so_many_and_says_that_there_are_more(client, spillway):
     for _ in range(101):
         bury(client, journal.make_batch(count=1))
     status, out, complaint = spillway("list")
-    assert status == 0 and len(out.splitlines()) == 102 and "--limit" in complaint
-    assert len(spillway("list", "--limit", "3")[1].splitlines()) == 5
+    *_, total, more = out.splitlines()
+    assert (status, complaint) == (0, "") and len(out.splitlines()) == 103
+    assert total.startswith("Shown are the first 100 letters with 100 events: 100 sink_unavailable") and more == MORE
+    out = spillway("list", "--limit", "3")[1]
+    assert len(out.splitlines()) == 6 and out.endswith(f"{MORE}\n")
+    assert spillway("list", "--limit", "101")[1].splitlines()[-1].startswith("Found 101 letters")
+    status, out, complaint = spillway("list", "--json")
+    assert len(out.splitlines()) == 100 and complaint.endswith(f"{MORE}\n")
     status, out, complaint = spillway("list", "--json", "--limit", "1000")
     assert len(list(map(json.loads, out.splitlines()))) == 101 and complaint.startswith("Found 101 letters")
 

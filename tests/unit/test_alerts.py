@@ -17,9 +17,9 @@ ALERTS = alerts()
 WATCHDOG = "SpillwayWatchdog"
 SEVERITIES = {"page", "ticket"}
 TEXT = RUNBOOK.read_text()
-# `> letters.jsonl` and what follows it is the shell's.
+# `> letters.jsonl` and what follows it is the shell's. Words in capitals are for the reader to replace.
 SPANS = [span.partition(" > ")[0] for span in re.findall(r"`([^`\n]+)`", TEXT)]
-# Subcommands and a program that are not here yet: to be emptied once they are.
+LOGS = {*supervisor_config._PROGRAMS, "consumer-*"} - {"consumers"}
 
 
 def defined():
@@ -77,9 +77,35 @@ def test_every_metric_that_rules_and_dashboard_ask_for_exists():
 def test_the_runbook_has_one_heading_an_alert_and_says_how_urgent_it_is():
     headings = re.findall(r"^## (\w+)\n\n\*\*Means \((\w+)\)\.\*\*", TEXT, re.MULTILINE)
     assert sorted(headings) == sorted((name, rule["labels"]["severity"]) for name, rule in ALERTS.items())
-    assert len(headings) == TEXT.count("\n## ")
+    assert len(headings) == TEXT.count("\n## Spillway")
     for part in ("Means", "Look.", "Do.", "At 3 a.m.?"):
         assert TEXT.count(f"\n**{part}") == len(headings), part
+
+
+def test_the_runbook_has_an_index_in_the_order_of_its_headings():
+    index = re.findall(r"^\| \[(\w+)\]\(#(\w+)\) \| (\w+) \|$", TEXT, re.MULTILINE)
+    headings = re.findall(r"^## (Spillway\w+)$", TEXT, re.MULTILINE)
+    assert index == [(name, name.lower(), ALERTS[name]["labels"]["severity"]) for name in headings]
+
+
+def test_the_runbook_says_of_every_process_what_its_absence_means():
+    rows = re.findall(r"^\| `([\w:-]+)`[^|]*\| `([\w-]+)\.log`[^|]*\| ([^|]+) \| [^|]+ \|$", TEXT, re.MULTILINE)
+    assert {name.partition(":")[0] for name, _, _ in rows} == set(supervisor_config._PROGRAMS)
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, log, where in rows:
+        assert log == name.rpartition(":")[2]
+        for service in re.findall(r"`(\w+)`", where):
+            words = services[service]["command"]
+            assert log.partition("-")[0] in words or service == name, f"{name} does not run in {service}"
+
+
+def test_what_deletes_rows_or_letters_cannot_be_pasted_as_it_stands_and_wants_the_owner_s_word():
+    blocks = [" ".join(block.split()) for block in re.split(r"\n(?=- )|\n\n(?! )", TEXT)]
+    found = [block for block in blocks if re.search("DROP TABLE|DELETE FROM|dlq purge", block)]
+    assert len(found) == 4
+    for block in found:
+        assert "with the owner's word" in block.lower()
+        assert re.search("YYYYMMDD|REASON", block) and not re.search(r"_20\d{6}|'20\d\d-", block)
 
 
 def test_the_runbook_names_no_alert_that_is_not_there():
@@ -91,7 +117,7 @@ def test_every_spillway_command_of_the_runbook_parses():
     lines = [line for line in lines if re.match(r"spillway \w", line)]
     assert len(lines) > 30
     for line in lines:
-        _, name, *words = shlex.split(line)
+        _, name, *words = shlex.split(line.replace("REASON", "bad_event"))
         assert name in command._COMMANDS, line
         parser = argparse.ArgumentParser(exit_on_error=False)
         import_module(f"ops.{name}").add_arguments(parser)
@@ -103,15 +129,27 @@ def test_every_supervisorctl_line_of_the_runbook_names_a_program():
     lines = [shlex.split(span) for span in SPANS if span.startswith("supervisorctl ")]
     assert len(lines) > 20
     for _, action, *words in lines:
-        assert action in {"status", "start", "restart", "tail"} and set(words) <= programs, words
+        size = ["-20000"] if action == "tail" else []
+        assert action in {"status", "start", "restart", "tail"} and words[:len(size)] == size, words
+        assert set(words[len(size):]) <= programs | {"PROCESS"} and words[len(size):], words
+
+
+def test_every_log_of_the_runbook_is_that_of_a_program():
+    found = re.findall(r"`tail -n 99 \$LOG/(\S+)\.log`", TEXT)
+    assert len(found) == TEXT.count("`tail -") > 20 and set(found) <= LOGS
 
 
 def test_every_curl_of_the_runbook_asks_for_a_page_that_is_there():
-    routes = {8080: (ROOT / "app/edge.py").read_text(), 8081: (ROOT / "app/admin.py").read_text()}
-    found = re.findall(r"`curl '?localhost:(\d+)(/\w+)(?:\?limit=10')?`", TEXT)
+    routes = {"I": (ROOT / "app/edge.py").read_text(), "A": (ROOT / "app/admin.py").read_text()}
+    found = re.findall(r"`curl \"?\$([AI])(/\w+)(?:\?limit=10\")?`", TEXT)
     assert len(found) == TEXT.count("`curl ") > 10
-    for port, path in found:
-        assert f'add_route("{path}"' in routes[int(port)], path
+    for listener, path in found:
+        assert f'add_route("{path}"' in routes[listener], path
+
+
+def test_the_runbook_rests_on_no_port_or_directory_of_a_host():
+    body = TEXT[TEXT.index("\n## SpillwayWatchdog"):]
+    assert "localhost" not in body and not re.search(r"(?<!\w)var/", body)
 
 
 def test_settings_services_and_lines_of_the_log_that_the_runbook_names_exist():

@@ -1,6 +1,8 @@
 """`spillway wal`: what it shows, verifies and exports, and that `repair` only plans until it is told to do it."""
 
 import json
+import os
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,6 +31,16 @@ def spillway(capsys):
     return run
 
 
+@contextmanager
+def held(directory):
+    """Holds the replayer's turn on the log."""
+    fd = Files().hold(directory)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
 def write(root, *batches, is_sealed=True):
     writer = writer_at(root, Files(), segment_bytes=1 << 16)
     for one in batches:
@@ -44,9 +56,38 @@ def damage(path, what):
 
 
 def test_an_empty_log_is_said_to_be_empty(root, spillway):
-    for action in ("status", "verify"):
-        assert spillway(action) == (0, f"The WAL in {root / 'log'} is empty.\n", "")
-    assert spillway("export") == (0, "", "")
+    (root / "log").mkdir()
+    with held(root / "log"):
+        for action in ("status", "verify"):
+            assert spillway(action) == (0, f"The WAL in {root / 'log'} is empty.\n", "")
+        assert spillway("export") == (0, "", "")
+
+
+def test_that_nobody_works_on_the_log_is_said_as_it_may_be_another_one_that_is_meant(root, spillway):
+    nobody = f"No replayer is at work on {root / 'log'}: "
+    status, out, complaint = spillway("status")
+    assert (status, complaint) == (0, "") and out.startswith(f"The WAL in {root / 'log'} is empty.\n{nobody}")
+    write(root, journal.make_batch())
+    assert spillway("verify")[1].splitlines()[-1].startswith(nobody)
+    status, out, complaint = spillway("status", "--json")
+    assert json.loads(out)["records"] == 1 and complaint.startswith(nobody)
+    assert nobody not in spillway("verify", *segments(root / "log"))[1]
+    with held(root / "log"):
+        assert nobody not in spillway("status")[1]
+
+
+@pytest.mark.parametrize("action", ["verify", "export"])
+def test_a_pattern_that_matches_nothing_is_a_wrong_argument(root, spillway, action):
+    status, out, complaint = spillway(action, root / "log.quarantine" / "*.wal")
+    assert (status, out) == (2, "")
+    assert complaint == f"spillway wal: there is no file {root / 'log.quarantine' / '*.wal'}\n"
+
+
+def test_a_log_that_cannot_be_read_is_one_line(root, spillway):
+    (root / "log").write_text("no directory")
+    for action in ("status", "verify", "export", "repair"):
+        status, out, complaint = spillway(action)
+        assert (status, out, len(complaint.splitlines())) == (1, "", 1)
 
 
 def test_status_counts_records_and_tells_the_live_segment_from_the_sealed(root, spillway):
@@ -56,7 +97,7 @@ def test_status_counts_records_and_tells_the_live_segment_from_the_sealed(root, 
     found = [json.loads(line) for line in out.splitlines()]
     assert status == 0
     assert [(one["records"], one["is_sealed"], one["corrupt"]) for one in found] == [(2, True, 0), (1, False, 0)]
-    assert [line.split()[3] for line in spillway("status")[1].splitlines()[1:]] == ["sealed", "live"]
+    assert [line.split()[3] for line in spillway("status")[1].splitlines()[1:3]] == ["sealed", "live"]
     die(writer)
 
 
