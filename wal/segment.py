@@ -156,7 +156,9 @@ class Segment:
         """
         if size < _SMALL_BYTES:
             self._write_ahead(size)
-        self._write(records, size)
+            self._write_small(records, size)
+        else:
+            self._write_large(records, size)
         self._end, self._sequence = self._end + size, self._sequence + len(records)
 
     def sync(self) -> None:
@@ -201,7 +203,12 @@ class Segment:
             step = max(PAGE_BYTES, 1 << size.bit_length() - 2)
             self._files.fill(self._fd, max(behind, aligned(start, PAGE_BYTES)), self._ahead_upto, step)
 
-    def _write(self, records: Sequence[bytes], size: int) -> None:
+    def _write_small(self, records: Sequence[bytes], size: int) -> None:
+        """Writes a group in one piece. A reader that comes meanwhile finds frames whose checksums are not right yet."""
+        frames = frame.encode_all(self._seed, self._end, records, self._sequence, self._durable_upto)
+        self._check(self._files.write(self._fd, [b"".join(frames)], self._end) == size)
+
+    def _write_large(self, records: Sequence[bytes], size: int) -> None:
         """Writes a group, window by window: that brings its pages, for each of which a store would take a fault.
 
         The first head shows it to the reader, and so it comes last, as a store.
@@ -219,12 +226,15 @@ class Segment:
             upto = offset = upto + self._files.write(self._fd, pieces, upto)
             pieces = []
             # All but the first head's page: the disk is at it while the rest, and the first record, is checksummed.
-            if size >= _SMALL_BYTES and (complete_upto := upto & -PAGE_BYTES) > begun_upto:
+            if (complete_upto := upto & -PAGE_BYTES) > begun_upto:
                 self._files.begin_sync(self._fd, begun_upto, complete_upto)
                 begun_upto = complete_upto
-        if upto != self._end + size:
-            raise OSError(errno.ENOSPC, f"{self.path} took a part of what was written")
+        self._check(upto == self._end + size)
         self._store_head(records[0], 0)
+
+    def _check(self, is_whole: bool) -> None:
+        if not is_whole:
+            raise OSError(errno.ENOSPC, f"{self.path} took a part of what was written")
 
     def _store_head(self, payload: bytes, flags: int) -> None:
         head = frame.encode(self._seed, self._end, payload, self._sequence, flags, self._durable_upto)
