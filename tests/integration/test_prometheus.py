@@ -61,9 +61,11 @@ def test_the_runbook_s_sql_gives_a_day_that_lies_in_default_its_partition(redis_
     text = RUNBOOK.read_text()
     sql, = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
     look = re.search(r'spillway psql "(SELECT date.*?)"', text)[1]
-    for template, offset in (("%Y%m%d", 0), ("%Y-%m-%d", 0), ("%Y-%m-%d", 1)):
-        shown = (datetime(2026, 1, 1) + timedelta(days=offset)).strftime(template)
-        sql = sql.replace(shown, (day + timedelta(days=offset)).strftime(template))
+    for shown, written in (
+        ("YYYYMMDD", f"{day:%Y%m%d}"), ("YYYY-MM-DD", f"{day}"), ("NEXT-DAY", f"{day + timedelta(days=1)}"),
+    ):
+        assert shown in sql
+        sql = sql.replace(shown, written)
     with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         cursor.execute("SET timezone = 'UTC'")

@@ -14,6 +14,8 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @pytest.fixture(autouse=True)
 def listening():
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)  # `nohup` has one ignored
     interrupt.listen()
     yield
     for number, told in before.items():
