@@ -25,6 +25,7 @@ from tests import journal
 from tests.conftest import RunningStack, pick_port
 from tests.crash.test_load import bad, run_victim
 from tests.edge import Edge
+from workers import script
 from workers.inbox import Inbox
 
 HOUR = timedelta(hours=1)
@@ -154,6 +155,22 @@ def test_an_entry_that_another_consumer_takes_over_after_its_commit_is_counted_o
     assert outcome.stored == [0]
     assert_balanced(audit())
     assert counts(client) == {"added": 3, "loaded": 3}
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_release_that_does_not_ask_who_owns_the_entry_is_found(
+    is_asked, audit, client, redis_url, database_url, monkeypatch,
+):
+    if not is_asked:
+        monkeypatch.setattr(script, "RELEASE", script.RELEASE.replace("if mine[ARGV[i]] then", "if true then"))
+    send(redis_url, journal.make_batch(count=10))
+    victim, thief = (journal.make_consumer(redis_url, database_url, name) for name in ("victim", "thief"))
+    victim._gather()
+    [(entry_id, _)] = client.xrange(stream.STREAM)
+    client.xclaim(stream.STREAM, stream.GROUP, "thief", 0, [entry_id])
+    assert thief.step() == 1
+    victim._work()  # it wakes, and finishes what is another's by now
+    assert audit().is_balanced == is_asked
 
 
 def test_what_was_buried_although_it_had_been_committed_balances_before_and_after_its_replay(
