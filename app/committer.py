@@ -1,8 +1,9 @@
 """Group commit: one committer a worker process takes all waiting batches and makes them durable together.
 
 No request holds a connection, and while one group is on its way the next one gathers: the busier the worker, the
-larger the groups. What the stream does not confirm goes to the WAL, all of it under one sync; after a failure later
-groups go there at once, until a probe on a connection of its own finds the stream taking writes again.
+larger the groups, and the more small requests share a parcel. What the stream does not confirm goes to the WAL, all of
+it under one sync; after a failure later groups go there at once, until a probe on a connection of its own finds the
+stream taking writes again.
 """
 
 import logging
@@ -17,6 +18,7 @@ from gevent.lock import BoundedSemaphore
 from app import log, metric
 from app.batch import Batch
 from app.errors import NotDurable, StreamUnavailable
+from app.parcel import Parcel, Queue
 from app.ticket import Ticket, wake
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Committer:
         self._prober = prober
         self._bounds = bounds
         self._is_wal_first = is_wal_first
-        self._waiting: list[Ticket] = []
+        self._waiting = Queue()
         self._oldest_at = 0.0
         self._has_waiting = Event()
         self._is_available = True
@@ -86,6 +88,10 @@ class Committer:
         self._has_spilled = False
         spawn(self._run)
         spawn(self._probe)
+
+    def next_id(self) -> str:
+        """Returns an id for a batch without a key: committed before the next one is asked for, it may be merged."""
+        return self._waiting.next_id()
 
     def commit(self, batch: Batch | None, is_for_wal: bool = False, sent_bytes: int = 0) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
@@ -101,11 +107,11 @@ class Committer:
         Durability:
             Durable on return.
         """
-        ticket = Ticket(batch, sent_bytes, is_for_wal)
+        ticket = Ticket(batch, sent_bytes)
         if not self._waiting:
             self._oldest_at = time.monotonic()
             self._has_waiting.set()
-        self._waiting.append(ticket)
+        self._waiting.put(ticket, is_for_wal)
         return ticket.wait()
 
     def _run(self) -> None:
@@ -121,21 +127,14 @@ class Committer:
                 logger.exception(log.line("commit_failed"))
                 _fail(group, NotDurable("internal", f"a fault of this service: {error!r}"))
 
-    def _take(self) -> list[Ticket]:
-        """Takes waiting batches, oldest first, up to the bytes of a group, and at least one."""
-        size, count = 0, 0
-        for ticket in self._waiting:
-            size += len(ticket.batch.payload) if ticket.batch else 0
-            if count and size > _MAX_GROUP_BYTES:
-                break
-            count += 1
-        group, self._waiting = self._waiting[:count], self._waiting[count:]
+    def _take(self) -> list[Parcel]:
+        group = self._waiting.take(_MAX_GROUP_BYTES)
         if not self._waiting:
             self._has_waiting.clear()
-        metric.group_batches.observe(count)
+        metric.group_batches.observe(len(group))
         return group
 
-    def _streamed(self, group: list[Ticket]) -> list[Ticket]:
+    def _streamed(self, group: list[Parcel]) -> list[Parcel]:
         """Appends a group to the stream, answers what that confirmed, and returns the rest."""
         left = [one for one in group if one.is_for_wal]
         if left and not (group := [one for one in group if not one.is_for_wal]):
@@ -149,18 +148,18 @@ class Committer:
         except StreamUnavailable as error:
             self._note(error)
             return group + left
-        confirmed: list[Ticket] = []
+        confirmed: list[Parcel] = []
         try:
-            for ticket in group:
-                refusal = next(outcomes) if ticket.batch else None
+            for parcel in group:
+                refusal = next(outcomes) if parcel.batch else None
                 if refusal:
                     self._note(refusal)
-                (left if refusal else confirmed).append(ticket)
+                (left if refusal else confirmed).append(parcel)
         finally:
             _confirm(confirmed, STREAM)
         return left
 
-    def _spilled(self, group: list[Ticket]) -> None:
+    def _spilled(self, group: list[Parcel]) -> None:
         """Writes what is left of a group to the WAL and answers it."""
         batches = _batches(group)
         try:
@@ -223,22 +222,23 @@ class Committer:
         self._is_available = error is None
 
 
-def _batches(group: list[Ticket]) -> list[Batch]:
-    return [ticket.batch for ticket in group if ticket.batch]
+def _batches(group: list[Parcel]) -> list[Batch]:
+    return [parcel.batch for parcel in group if parcel.batch]
 
 
-def _confirm(group: list[Ticket], durability: str) -> None:
-    for ticket in group:
+def _confirm(group: list[Parcel], durability: str) -> None:
+    tickets = [ticket for parcel in group for ticket in parcel.tickets]
+    for ticket in tickets:
         ticket.settle(durability)
-    wake(group)
+    wake(tickets)
     if batches := _batches(group):
-        metric.accepted_batches.labels(durability).inc(len(batches))
+        metric.accepted_batches.labels(durability).inc(sum(1 for ticket in tickets if ticket.batch))
         metric.accepted_events.labels(durability).inc(sum(batch.count for batch in batches))
-        metric.body_bytes.inc(sum(ticket.sent_bytes for ticket in group))
+        metric.body_bytes.inc(sum(ticket.sent_bytes for ticket in tickets))
 
 
-def _fail(group: list[Ticket], error: NotDurable) -> None:
-    left = [ticket for ticket in group if not ticket.is_done]
+def _fail(group: list[Parcel], error: NotDurable) -> None:
+    left = [ticket for parcel in group for ticket in parcel.tickets if not ticket.is_done]
     for ticket in left:
         ticket.settle("", error)
     wake(left)

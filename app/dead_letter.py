@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from app import moment, stream
-from app.batch import Batch, LoneEvent, events
+from app.batch import Batch, LoneEvent, events, whole_id
 
 BAD_BATCH, BAD_EVENT, CONFLICT = "bad_batch", "bad_event", "idempotency_conflict"
 KILLS, NOT_AN_ENTRY, SINK = "kills_consumer", "not_an_entry", "sink_unavailable"
@@ -112,6 +112,15 @@ class DeadLetter(msgspec.Struct, frozen=True):
             return any(event["service"] == service for event in events(self.batch))
         except ValueError:
             return False
+
+    def has_batch(self, batch_id: str) -> bool:
+        """Tells whether it is of that batch, or of the request that was answered with that id."""
+        if self.batch is None:
+            return False
+        # Of a merged batch, the rows of a request have the request's id.
+        return self.batch.batch_id == batch_id or (
+            self.batch.batch_id == whole_id(batch_id) and f"\t{batch_id}\t".encode() in self.batch.payload
+        )
 
     def summary(self) -> dict[str, Any]:
         """Returns what is known of it, without its events."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from app import document, event, moment
-from app.batch import Batch
+from app.batch import KEYLESS, Batch
 from app.errors import Fault, Rejected
 from app.event import Defaults, Event
 
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
 
 
 def to_batch(
-    form: Form, body: bytes, defaults: Defaults, batch_id: str, now_ns: int, limits: Limits
+    form: Form, body: bytes, defaults: Defaults, batch_id: str, now_ns: int, limits: Limits, sha256: str = KEYLESS
 ) -> Batch:
     """Returns the request as a Batch.
 
@@ -63,6 +63,7 @@ def to_batch(
         defaults: Pairs of field and value for events without that field.
         batch_id: UUID text.
         now_ns: When it was received, ns since 1970.
+        sha256: `digest` of body and defaults, where the id is that of an idempotency key.
 
     Raises:
         Rejected: It can never be taken as it is.
@@ -72,10 +73,15 @@ def to_batch(
     received_at = moment.from_ns(now_ns)
     prefix = f"{received_at}\t{batch_id}\t"
     count, payload = _encoded(form, body, defaults, prefix, received_at, limits)
-    digest = hashlib.sha256(body)
+    return Batch(batch_id, count, sha256, received_at, payload)
+
+
+def digest(body: bytes, defaults: Defaults) -> str:
+    """Returns by what a request is told from another one under its idempotency key: SHA-256 in hex."""
+    found = hashlib.sha256(body)
     for field, value in defaults:
-        digest.update(f"\0{field}={value}".encode())
-    return Batch(batch_id, count, digest.hexdigest(), received_at, payload)
+        found.update(f"\0{field}={value}".encode())
+    return found.hexdigest()
 
 
 def _encoded(

@@ -85,8 +85,12 @@ class Ingest:
             raise Rejected(400, "idempotency_key", "Idempotency-Key is 1 to 255 printable ASCII characters")
         encoding = req.env.get("HTTP_CONTENT_ENCODING", "").strip().lower()
         text = body.decompress(sent, encoding, self._settings.max_decoded_bytes)
-        batch_id = batch.new_id() if key is None else batch.id_of_key(key)
-        made = form.to_batch(form_of_body, text, _defaults(req), batch_id, now_ns, self._limits)
+        defaults = _defaults(req)
+        if key is None:
+            name = self._committer.next_id(), batch.KEYLESS
+        else:
+            name = batch.id_of_key(key), form.digest(text, defaults)
+        made = form.to_batch(form_of_body, text, defaults, name[0], now_ns, self._limits, name[1])
         # Escaped, it may be five times as long; what there can never be room for must not be sent again and again.
         if len(made.payload) + len(sent) > self._settings.max_inflight_bytes:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")

@@ -21,7 +21,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         reason: One of `dead_letter.REASONS`; None: any.
         service: That of at least one of its events; None: any.
-        batch_id: Of its batch; None: any.
+        batch_id: Of its batch, or of a request that it holds; None: any.
         since_ms: Letters made at or after that point of Redis's clock.
         letter_ids: Letters by name; empty: all.
     """
@@ -48,7 +48,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             self.reason in (None, letter.death.reason)
             and dead_letter.place_of(letter.letter_id)[0] >= self.since_ms
             and (not self.letter_ids or letter.letter_id in self.letter_ids)
-            and (self.batch_id is None or letter.batch is not None and letter.batch.batch_id == self.batch_id)
+            and (self.batch_id is None or letter.has_batch(self.batch_id))
             and (self.service is None or letter.has_service(self.service))
         )
 

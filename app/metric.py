@@ -11,7 +11,7 @@ for _status in (202, 500, 503):  # there from the start, so that the first one i
     requests.labels(_status)
 rejected = Counter("ingest_rejected_requests_total", "Requests to /ingest refused, by cause.", ["cause"])
 malformed = Counter("ingest_malformed_requests_total", "Requests refused before any path was looked at.", ["cause"])
-accepted_batches = Counter("ingest_accepted_batches_total", "Batches acknowledged, by the log that holds them.", _LOG)
+accepted_batches = Counter("ingest_accepted_batches_total", "Requests acknowledged, by the log that holds them.", _LOG)
 accepted_events = Counter("ingest_accepted_events_total", "Events acknowledged, by the log that holds them.", _LOG)
 body_bytes = Counter("ingest_body_bytes_total", "Bytes of acknowledged bodies as sent.")
 request_seconds = BulkHistogram(

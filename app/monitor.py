@@ -1,5 +1,6 @@
 """`GET /batches/<id>`: the status monitor that a 202 points to (RFC 9110, section 15.3.3). Reads the ledger."""
 
+from datetime import datetime
 from uuid import UUID
 
 import falcon
@@ -8,9 +9,12 @@ import psycopg2
 from falcon import Request, Response
 from gevent.threadpool import ThreadPool
 
+from app import batch
+
 _MAX_QUERIES = 2
 _QUERY = """
-SELECT event_count, cardinality(dead_events), received_at, loaded_at FROM log_batches WHERE batch_id = %s
+SELECT event_count, dead_events, received_at, loaded_at, part_counts FROM log_batches WHERE batch_id IN (%s, %s)
+ORDER BY part_counts IS NOT NULL
 """
 
 
@@ -35,19 +39,27 @@ class Monitor:
             raise falcon.HTTPNotFound(
                 description="not stored: on its way, or never accepted", headers={"Retry-After": "1"}
             )
-        count, dead_count, received_at, stored_at = row
-        resp.data = msgspec.json.encode({
-            "batch_id": str(batch_id), "state": "stored", "event_count": count, "dead_count": dead_count,
-            "received_at": received_at, "stored_at": stored_at,
-        })
+        resp.data = msgspec.json.encode({"batch_id": str(batch_id), "state": "stored", **row})
 
-    def _row(self, batch_id: str) -> tuple[object, ...] | None:
+    def _row(self, batch_id: str) -> dict[str, object] | None:
+        """Returns what the ledger says of a request: of its batch, or of its part in a merged one."""
         connection = psycopg2.connect(self._url, connect_timeout=2, options="-c statement_timeout=2s")
         try:
             with connection.cursor() as cursor:
-                cursor.execute(_QUERY, (batch_id,))
-                return cursor.fetchone()
+                cursor.execute(_QUERY, (batch_id, batch.whole_id(batch_id)))
+                row = cursor.fetchone()
         except psycopg2.errors.UndefinedTable:
             return None  # No consumer has run yet.
         finally:
             connection.close()
+        return _stored(batch_id, *row) if row else None
+
+
+def _stored(
+    batch_id: str, count: int, dead: list[int], received_at: datetime, stored_at: datetime, parts: list[int] | None
+) -> dict[str, object] | None:
+    places = range(count) if parts is None else batch.places_of_part(batch_id, parts)
+    return {
+        "event_count": len(places), "dead_count": sum(index in places for index in dead), "received_at": received_at,
+        "stored_at": stored_at,
+    } if places else None

@@ -25,6 +25,7 @@ PROBE = "log_events:probe"  # written to see whether Redis takes writes
 CREATE_GROUP = ("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
 
 _HEAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12} [1-9]\d{0,8} [0-9a-f]{64} \d{1,3}", re.ASCII)
+_PARTS = re.compile(rb"\d{1,4}(,\d{1,4})*", re.ASCII)
 _INDEX = re.compile(rb"\d{1,9}", re.ASCII)
 
 _CODES: dict[type[Exception], str] = {
@@ -53,7 +54,9 @@ def fields_of(batch: Batch) -> tuple[str | bytes | int, ...]:
         "batch_id", batch.batch_id, "version", batch.version, "count", batch.count, "sha256", batch.sha256,
         "received_at", batch.received_at, "payload", batch.payload,
     )
-    return (*fields, "event_index", batch.index) if isinstance(batch, LoneEvent) else fields
+    if isinstance(batch, LoneEvent):
+        return *fields, "event_index", batch.index
+    return (*fields, "parts", ",".join(map(str, batch.parts))) if batch.parts else fields
 
 
 def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
@@ -69,10 +72,20 @@ def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
     received_at = moment.parse(fields[b"received_at"].decode())
     index = fields.get(b"event_index")
     if index is None:
-        return Batch(batch_id, int(count), sha256, received_at, fields[b"payload"], int(version))
+        parts = _parts(fields.get(b"parts"), int(count))
+        return Batch(batch_id, int(count), sha256, received_at, fields[b"payload"], int(version), parts)
     if count != "1" or not _INDEX.fullmatch(index):
         raise ValueError(f"not the index of one event: {index[:200]!r}")
     return LoneEvent(batch_id, 1, sha256, received_at, fields[b"payload"], int(version), index=int(index))
+
+
+def _parts(text: bytes | None, count: int) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    parts = tuple(map(int, text.split(b","))) if _PARTS.fullmatch(text) else ()
+    if sum(parts) != count:
+        raise ValueError(f"not the parts of a batch of {count} events: {text[:200]!r}")
+    return parts
 
 
 @contextmanager

@@ -13,18 +13,16 @@ class Ticket:
     Args:
         batch: What waits; None: the question where a batch would go.
         sent_bytes: The body that it was made of, as sent.
-        is_for_wal: It is not to be offered to the stream.
 
     Attributes:
         is_done: There is an outcome.
     """
 
-    __slots__ = ("batch", "sent_bytes", "is_for_wal", "is_done", "_outcome", "_error", "_waiter")
+    __slots__ = ("batch", "sent_bytes", "is_done", "_outcome", "_error", "_waiter")
 
-    def __init__(self, batch: Batch | None, sent_bytes: int, is_for_wal: bool) -> None:
+    def __init__(self, batch: Batch | None, sent_bytes: int) -> None:
         self.batch = batch
         self.sent_bytes = sent_bytes
-        self.is_for_wal = is_for_wal
         self.is_done = False
         self._outcome = ""
         self._error: Exception | None = None

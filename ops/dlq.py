@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("letter", nargs="*", help="ids of letters; none: all that the options say")
         action.add_argument("--reason", choices=REASONS, help=", ".join(REASONS), metavar="REASON")
         action.add_argument("--service", help="letters with an event of this service")
-        action.add_argument("--batch", metavar="UUID", help="letters of this batch")
+        action.add_argument("--batch", metavar="UUID", help="letters of this batch, or that hold this request")
         action.add_argument("--since", metavar="TIME", help="letters made since: RFC 3339, or 90s, 15m, 2h, 3d ago")
         action.add_argument("--limit", type=_limit, metavar="N", help="at most so many letters")
         if name == "list":

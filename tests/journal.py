@@ -7,6 +7,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import psycopg2
 import redis
 
@@ -23,8 +24,43 @@ DEADLINE_S = 60
 def make_batch(text="event", count=3, key=None):
     """Returns a batch of `count` events whose messages are `<text> <index>`."""
     body = "\n".join(f"{text} {index}" for index in range(count)).encode()
-    batch_id = batch.new_id() if key is None else batch.id_of_key(key)
-    return form.to_batch(form.FORMS["text/plain"], body, [], batch_id, time.time_ns(), LIMITS)
+    name = (batch.new_id(), batch.KEYLESS) if key is None else (batch.id_of_key(key), form.digest(body, []))
+    return form.to_batch(form.FORMS["text/plain"], body, [], name[0], time.time_ns(), LIMITS, name[1])
+
+
+def merge(*texts, count=1, bad=()):
+    """Returns the ids of requests that are merged, each of `count` events as in `make_batch`, and the merged batch.
+
+    Args:
+        bad: Which of its events PostgreSQL is to refuse.
+    """
+    series = batch.Series()
+    made = [msgspec.structs.replace(one, payload=one.payload.replace(one.batch_id.encode(), batch_id.encode()),
+                                    batch_id=batch_id)
+            for one, batch_id in ((make_batch(text, count), series.next_id()) for text in texts)]
+    return [one.batch_id for one in made], bad_at(batch.merged(made), *bad)
+
+
+def bad_at(one, *places):
+    """Returns the batch with events that PostgreSQL refuses at these places."""
+    rows = one.payload.split(b"\n")
+    for place in places:
+        rows[place] = rows[place].rpartition(b"\t")[0] + b"\tno JSON"
+    return msgspec.structs.replace(one, payload=b"\n".join(rows))
+
+
+def in_stream(client):
+    """Returns the messages of the first event of each request in the stream, by the id that it was answered with; one
+    id in two entries is an error."""
+    found = {}
+    for _, fields in client.xrange(stream.STREAM):
+        first = {}
+        for row in stream.batch_of(fields).payload.split(b"\n")[:-1]:
+            cells = row.split(b"\t")
+            first.setdefault(cells[1].decode(), cells[8])
+        assert not found.keys() & first.keys()
+        found |= first
+    return found
 
 
 def append(client, *batches):

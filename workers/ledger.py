@@ -91,7 +91,8 @@ def _enter_batches(
 def _entered(cursor: Cursor, batches: Sequence[tuple[Batch, str]]) -> set[str]:
     """Enters batches, each once, and returns the ids that were new."""
     columns = zip(*(
-        (one.batch_id, one.sha256, str(one.count), one.received_at, entry_id) for one, entry_id in batches
+        (one.batch_id, one.sha256, str(one.count), one.received_at, entry_id, " ".join(map(str, one.parts)) or "NULL")
+        for one, entry_id in batches
     ))
     cursor.execute(schema.ENTER, [_array(column) for column in columns])
     return {batch_id for batch_id, in cursor.fetchall()}

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
 _IS_MADE = """
 SELECT to_regclass('log_events_default') IS NOT NULL AND EXISTS (
-    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'entry_id'
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'part_counts'
 )
 """
 _MAKE = """
@@ -52,14 +52,16 @@ ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS dead_events integer[] NOT NULL 
 COMMENT ON COLUMN log_batches.dead_events IS 'batch_index of events that were refused and are not stored';
 ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS entry_id text;
 COMMENT ON COLUMN log_batches.entry_id IS 'the stream entry by which the batch came to be stored';
+ALTER TABLE log_batches ADD COLUMN IF NOT EXISTS part_counts smallint[];
+COMMENT ON COLUMN log_batches.part_counts IS 'of several requests that were stored as one: events of each, in order';
 CREATE INDEX IF NOT EXISTS log_batches_received_at ON log_batches USING brin (received_at) WITH (autosummarize = on);
 """
 
 ENTER = """
-INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at, entry_id)
-SELECT id, decode(sha256, 'hex'), events, received_at, entry_id
-FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[], %s::text[])
-    AS fresh (id, sha256, events, received_at, entry_id)
+INSERT INTO log_batches (batch_id, body_sha256, event_count, received_at, entry_id, part_counts)
+SELECT id, decode(sha256, 'hex'), events, received_at, entry_id, string_to_array(parts, ' ')::smallint[]
+FROM unnest(%s::uuid[], %s::text[], %s::integer[], %s::timestamptz[], %s::text[], %s::text[])
+    AS fresh (id, sha256, events, received_at, entry_id, parts)
 ORDER BY id
 ON CONFLICT (batch_id) DO NOTHING
 RETURNING batch_id::text

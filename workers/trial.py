@@ -13,7 +13,9 @@ from workers.blame import Blame, blame
 from workers.ledger import DeadEvent
 from workers.sieve import Refusal, line_at_fault, refused
 
-_MAX_DEAD = 1000  # of one batch; and a quarter of its events: with more, the batch as a whole is to blame
+# Of one batch; and a quarter of its events: with more, the batch as a whole is to blame. Of a merged one, the events of
+# a request are not to suffer for another's.
+_MAX_DEAD = 1000
 
 Copy = Callable[[Cursor, Sequence[Batch]], None]
 
@@ -70,7 +72,7 @@ class Trial:
         def attempt(start: int, end: int) -> Refusal | None:
             return self._tried([msgspec.structs.replace(batch, count=end - start, payload=b"".join(lines[start:end]))])
 
-        most = min(batch.count // 4, _MAX_DEAD)
+        most = min(batch.count if batch.parts else batch.count // 4, _MAX_DEAD)
         self._cursor.execute("SAVEPOINT whole")
         found = list(islice(refused(len(lines), attempt), most + 1))
         self._cursor.execute("ROLLBACK TO whole" if len(found) > most else "RELEASE whole")

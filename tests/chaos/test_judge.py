@@ -13,8 +13,8 @@ from tests import journal
 from tests.machine import needs
 
 # What is broken: the file, a line of it, and what stands after it from then on.
-SWALLOWED = ("app/committer.py", "        ticket = Ticket(batch, sent_bytes, is_for_wal)\n", '''\
-        if batch and int(batch.sha256, 16) % 1000 == 0:
+SWALLOWED = ("app/committer.py", "        ticket = Ticket(batch, sent_bytes)\n", '''\
+        if batch and __import__("zlib").crc32(batch.payload) % 1000 == 0:
             return STREAM
 ''')
 NO_SYNC = ("wal/file.py", """\

@@ -2,7 +2,6 @@
 
 import signal
 
-import msgspec
 import pytest
 import redis
 
@@ -68,21 +67,13 @@ def test_a_consumer_killed_again_and_again_ends_with_every_event_once(tmp_path, 
     assert client.xlen(stream.DEAD_LETTERS) == 0
 
 
-def bad(one, *places):
-    """Returns the batch with events that PostgreSQL refuses at these places."""
-    rows = one.payload.split(b"\n")
-    for place in places:
-        rows[place] = rows[place].rpartition(b"\t")[0] + b"\tno JSON"
-    return msgspec.structs.replace(one, payload=b"\n".join(rows))
-
-
 @pytest.mark.parametrize("point", [
     "before:sift", "before:enter", "before:bury_events", "after:bury_events", "after:sift", "before:ack", "after:ack",
 ])
 def test_a_killed_sifting_buries_bad_events_once_and_stores_the_others_once(point, tmp_path, redis_url, database_url):
     client = redis.Redis.from_url(redis_url)
     stream.ensure_group(client)
-    one = bad(journal.make_batch("event", count=10), 3, 7)
+    one = journal.bad_at(journal.make_batch("event", count=10), 3, 7)
     journal.append(client, journal.make_batch("other"), one)
 
     run_victim(point, tmp_path, redis_url, database_url)

@@ -23,7 +23,7 @@ from ops.census import Census
 from ops.errors import NotReady
 from tests import journal
 from tests.conftest import RunningStack, pick_port
-from tests.crash.test_load import bad, run_victim
+from tests.crash.test_load import run_victim
 from tests.edge import Edge
 from workers import script
 from workers.inbox import Inbox
@@ -107,7 +107,7 @@ def test_what_is_in_the_stream_pending_loaded_doubled_or_in_conflict_balances_at
 
 def test_refused_events_their_replay_return_and_purge_balance(audit, drain, client, redis_url, database_url):
     good, poor, worse = journal.make_batch(), journal.make_batch(count=10), journal.make_batch()
-    send(redis_url, bad(poor, 3, 7), bad(worse, 0, 1), good)
+    send(redis_url, journal.bad_at(poor, 3, 7), journal.bad_at(worse, 0, 1), good)
     drain()
     assert_balanced(audit())
     assert counts(client) == {"added": 16, "loaded": 13, "buried": 3, "buried_lone": 2}
@@ -307,7 +307,7 @@ def test_an_entry_that_is_released_without_having_been_loaded_is_found(audit, cl
 def test_a_lone_event_that_is_released_without_having_been_loaded_is_found(
     audit, drain, client, redis_url
 ):
-    send(redis_url, bad(journal.make_batch(count=10), 3))
+    send(redis_url, journal.bad_at(journal.make_batch(count=10), 3))
     drain()
     Letterbox(client).replay_matching(Filter(), Report())
     assert_balanced(audit())
@@ -317,7 +317,7 @@ def test_a_lone_event_that_is_released_without_having_been_loaded_is_found(
 
 
 def test_a_letter_that_is_deleted_by_hand_is_found(audit, drain, client, redis_url):
-    send(redis_url, bad(journal.make_batch(count=10), 3), bad(journal.make_batch(count=2), 0, 1))
+    send(redis_url, journal.bad_at(journal.make_batch(count=10), 3), journal.bad_at(journal.make_batch(count=2), 0, 1))
     drain()
     for letter_id, fields in client.xrange(stream.DEAD_LETTERS):
         if b"event_index" not in fields:

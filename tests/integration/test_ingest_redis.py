@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from app import stream
+from tests import journal
 from tests.edge import Edge
 from tests.journal import until
 
@@ -36,14 +37,6 @@ def client(redis_server, edge):
         yield client
 
 
-def messages(client):
-    """Returns the messages in the stream by their batch ids; one id twice is an error."""
-    batches = [stream.batch_of(fields) for _, fields in client.xrange(stream.STREAM)]
-    found = {batch.batch_id: batch.payload.split(b"\t")[8] for batch in batches}
-    assert len(found) == len(batches)
-    return found
-
-
 def assert_unavailable(edge):
     for path, method in (("/ingest", "POST"), ("/readyz", "GET")):
         answer = edge.request(method, path, EVENT)
@@ -57,7 +50,7 @@ def assert_unavailable(edge):
 
 def assert_recovers(edge, client):
     answer = until(lambda: (found := edge.post(EVENT)).status == 202 and found, "a post to be taken again")
-    assert messages(client)[answer.document["batch_id"]] == b"m"
+    assert journal.in_stream(client)[answer.document["batch_id"]] == b"m"
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -95,7 +88,7 @@ def test_after_a_deadline_each_request_gets_its_own_reply(edge, client, redis_se
             answers += [one.result() for one in posts]
     assert {answer.status for _, answer in answers} == {202, 503}
     assert_recovers(edge, client)
-    stored = messages(client)
+    stored = journal.in_stream(client)
     for number, answer in answers:
         if answer.status == 202:
             assert stored[answer.document["batch_id"]] == b"%d" % number
@@ -118,7 +111,7 @@ def test_a_full_redis_is_told_and_what_is_stored_stays(edge, client):
     answer = edge.post(EVENT)
     client.config_set("maxmemory", 1)
     assert edge.post(EVENT).status == 503
-    assert list(messages(client)) == [answer.document["batch_id"]]
+    assert list(journal.in_stream(client)) == [answer.document["batch_id"]]
     client.config_set("maxmemory", 0)
     assert_recovers(edge, client)
 
@@ -143,4 +136,4 @@ def test_a_stream_of_another_type_is_told(edge, client):
 def test_a_redis_that_lost_everything_is_written_to_again(edge, client):
     client.flushall()
     assert edge.post(EVENT).status == 202
-    assert len(messages(client)) == 1
+    assert len(journal.in_stream(client)) == 1

@@ -34,7 +34,7 @@ def test_ids_differ_and_chance_reaches_all_of_their_bits():
     always_set, ever_set = ids[0], 0
     for one in ids:
         always_set, ever_set = always_set & one, ever_set | one
-    fixed = 0xF << 76 | 0b11 << 62
+    fixed = 0xF << 76 | 0b11 << 62 | 0xFFFF  # the first of a series each
     assert ~(ever_set ^ always_set) & ((1 << 80) - 1) == fixed
 
 

@@ -1,0 +1,109 @@
+"""Parcel: what goes to a store as one batch, and the requests that wait for it. Small requests share one.
+
+A lone event costs Redis, a consumer and the ledger nearly as much as a thousand that come as one batch: so small
+requests that wait at the same time are merged. Their rows keep the ids that their requests are answered with.
+"""
+
+from app.batch import Batch, Series, is_canary, merged
+from app.ticket import Ticket
+
+_MAX_EVENTS = 1000  # Each of them may be bad alone, and then costs the consumer a few tries: that has to end.
+_MAX_BYTES = 1 << 18
+
+
+class Parcel:
+    """Starts empty.
+
+    Args:
+        series: Where the ids come from of requests that share it; None: it is for one alone.
+        is_for_wal: It is not to be offered to the stream.
+
+    Attributes:
+        tickets: Of the requests, in order; one whose batch is None goes alone.
+        size: Bytes of payload.
+    """
+
+    __slots__ = ("tickets", "size", "is_for_wal", "_batch", "_count", "_minute", "_series")
+
+    def __init__(self, series: Series | None, is_for_wal: bool = False) -> None:
+        self.tickets: list[Ticket] = []
+        self.size = 0
+        self.is_for_wal = is_for_wal
+        self._batch: Batch | None = None
+        self._count = 0
+        self._minute = ""
+        self._series = series
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more can be added."""
+        return self._count >= _MAX_EVENTS or self.size >= _MAX_BYTES
+
+    def takes(self, batch: Batch) -> bool:
+        """Tells whether the batch may be added: one of the series' ids, and small enough.
+
+        The audit adds up by minutes, of which a parcel is in one; and it tells our own events from others'.
+        """
+        return (
+            self._series is not None and self._series.gave(batch.batch_id)
+            and (not self.tickets or self._count + batch.count <= _MAX_EVENTS
+                 and self.size + len(batch.payload) <= _MAX_BYTES and batch.received_at[:16] == self._minute)
+            and not is_canary(batch)
+        )
+
+    def add(self, ticket: Ticket) -> None:
+        """Adds a request."""
+        if ticket.batch:
+            self._count += ticket.batch.count
+            self.size += len(ticket.batch.payload)
+            self._minute = self._minute or ticket.batch.received_at[:16]
+        self.tickets.append(ticket)
+
+    @property
+    def batch(self) -> Batch | None:
+        """What is to be stored, the same each time: ask once all are in."""
+        if self._batch is None and self.tickets[0].batch:
+            self._batch = merged([ticket.batch for ticket in self.tickets if ticket.batch])
+        return self._batch
+
+
+class Queue:
+    """Parcels that wait, oldest first. The one that small requests share is open until it is full or taken."""
+
+    def __init__(self) -> None:
+        self._parcels: list[Parcel] = []
+        self._series = Series()
+        self._open = Parcel(self._series)
+
+    def __len__(self) -> int:
+        return len(self._parcels)
+
+    def next_id(self) -> str:
+        """Returns an id for a batch without a key: put before the next one is asked for, it may be merged."""
+        if not self._open.tickets or self._series.is_spent:
+            self._series = Series()  # A new one: its ids are to say when they were made.
+            self._open = Parcel(self._series)
+        return self._series.next_id()
+
+    def put(self, ticket: Ticket, is_for_wal: bool) -> None:
+        """Adds a request, to the open parcel if it may be there."""
+        is_shared = ticket.batch is not None and not is_for_wal and self._open.takes(ticket.batch)
+        parcel = self._open if is_shared else Parcel(None, is_for_wal)
+        if not parcel.tickets:
+            self._parcels.append(parcel)
+        parcel.add(ticket)
+        if self._open.is_full:
+            self._open = Parcel(None)
+
+    def take(self, max_bytes: int) -> list[Parcel]:
+        """Takes parcels, oldest first, up to so many bytes, and at least one."""
+        size, count = 0, 0
+        for parcel in self._parcels:
+            size += parcel.size
+            if count and size > max_bytes:
+                break
+            count += 1
+        taken, self._parcels = self._parcels[:count], self._parcels[count:]
+        if self._open in taken:
+            self._open = Parcel(None)
+        return taken
