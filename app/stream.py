@@ -49,14 +49,16 @@ def pool(url: str, timeout_s: float) -> redis.ConnectionPool:
 
 
 def fields_of(batch: Batch) -> tuple[str | bytes | int, ...]:
-    """Returns the entry of a batch: names and values in turn, as XADD takes them."""
-    fields = (
+    """Returns the entry of a batch: names and values in turn, as XADD takes them, the payload last."""
+    fields: tuple[str | bytes | int, ...] = (
         "batch_id", batch.batch_id, "version", batch.version, "count", batch.count, "sha256", batch.sha256,
-        "received_at", batch.received_at, "payload", batch.payload,
+        "received_at", batch.received_at,
     )
     if isinstance(batch, LoneEvent):
-        return *fields, "event_index", batch.index
-    return (*fields, "parts", ",".join(map(str, batch.parts))) if batch.parts else fields
+        fields += ("event_index", batch.index)
+    elif batch.parts:
+        fields += ("parts", ",".join(map(str, batch.parts)))
+    return *fields, "payload", batch.payload
 
 
 def batch_of(fields: Mapping[bytes, bytes]) -> Batch:
