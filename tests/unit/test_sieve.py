@@ -28,20 +28,20 @@ class Judge:
 ]))
 def test_whatever_it_is_told_those_at_fault_are_named_in_order_and_all_others_are_taken_once(count, bad, hint):
     judge = Judge(bad, hint)
-    named = [index for index, _ in refused(count, judge)]
+    named = [index for index, _ in refused([(0, count)], judge)]
     assert named == sorted(index for index in bad if index < count)
     assert sorted(judge.taken) == [index for index in range(count) if index not in bad]
 
 
 def test_it_takes_three_attempts_for_each_at_fault_if_it_is_told_which():
     judge = Judge(set(range(0, 10_000, 100)), lambda at: at)
-    assert len(list(refused(10_000, judge))) == 100
+    assert len(list(refused([(0, 10_000)], judge))) == 100
     assert judge.attempts <= 3 * 100 + 1
 
 
 def test_it_takes_logarithmically_many_if_it_is_not():
     judge = Judge({7777}, lambda at: None)
-    assert [index for index, _ in refused(10_000, judge)] == [7777]
+    assert [index for index, _ in refused([(0, 10_000)], judge)] == [7777]
     assert judge.attempts <= 3 * 14
 
 
