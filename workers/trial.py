@@ -71,7 +71,7 @@ class Trial:
         def attempt_lines(start: int, end: int) -> Refusal | None:
             return attempt([msgspec.structs.replace(batch, count=end - start, payload=b"".join(lines[start:end]))])
 
-        most = min(batch.count // 4, _MAX_DEAD)
+        most = _most_dead(batch)
         found = list(islice(refused([(0, len(lines))], attempt_lines, refusal), most + 1))
         self._cursor.execute("ROLLBACK TO whole" if len(found) > most else "RELEASE whole")
         self.dead += [DeadEvent(batch, index, lines[index], why) for index, why in found if len(found) <= most]
@@ -99,6 +99,11 @@ class _Attempt:
             at = line_at_fault(getattr(error.diag, "context", None))
             return Refusal(error.pgcode or type(error).__name__, str(error).strip(), at)
         return None
+
+
+def _most_dead(batch: Batch) -> int:
+    """Returns how many of its events a batch may be stored without."""
+    return min(batch.count // 4, _MAX_DEAD)
 
 
 def _parts(batches: Sequence[Batch]) -> Iterator[tuple[int, int]]:
