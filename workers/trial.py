@@ -16,7 +16,8 @@ from workers.blame import Blame, blame
 from workers.ledger import DeadEvent
 from workers.sieve import Refusal, line_at_fault, refused
 
-# What one bad row undoes at most, and one entry; a COPY of so much takes some hundred times as long as its savepoint.
+# Of which one bad row undoes all, or one entry, where that is larger. A COPY of so much takes over a hundred times as
+# long as its savepoint, and a load of the usual size has fewer of them than the 64 that PostgreSQL has in memory.
 _PART_BYTES = 1 << 20
 _MAX_DEAD = 1000  # of one batch; and a quarter of its events: with more, the batch as a whole is to blame
 

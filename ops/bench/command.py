@@ -38,7 +38,7 @@ _Measure = Callable[[], Iterator[Figure]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bench`."""
     parser.description = (
-        "Measure, each figure beside its limit in the same run. Takes about 9 minutes and 3 GB of disk; --quick a "
+        "Measure, each figure beside its limit in the same run. Takes about 10 minutes and 3 GB of disk; --quick a "
         "minute; curves 5 minutes more, 16 GB of disk and 3 GB of memory."
     )
     option = parser.add_argument
