@@ -103,6 +103,23 @@ def test_bad_events_of_several_batches_cost_no_other_batch_anything(
     assert len(letters(client)) == 12
 
 
+@pytest.mark.parametrize("hint", [None, 0, 57, 10**9])
+def test_a_hint_that_lies_buries_no_good_event_and_stores_none_twice(
+    hint, client, redis_url, database_url, monkeypatch
+):
+    monkeypatch.setattr(trial, "line_at_fault", lambda context: hint)
+    batches = [journal.make_batch("event", 40) for _ in range(4)]
+    places = [(), (20,), (), (0, 39)]
+    journal.append(client, *(poisoned(one, ROWS["a garbled time"][0], *at) for one, at in zip(batches, places)))
+    journal.drain(redis_url, database_url)
+    found = [(letter.batch.batch_id, letter.index) for letter in letters(client)]
+    assert found == [(batches[1].batch_id, 20), (batches[3].batch_id, 0), (batches[3].batch_id, 39)]
+    for one in batches:
+        assert journal.stored(database_url)[one.batch_id] == [
+            message for index, message in enumerate(journal.messages(one)) if (one.batch_id, index) not in found
+        ]
+
+
 def test_one_bad_event_has_its_part_of_the_load_copied_again_and_no_more(
     client, redis_url, database_url, monkeypatch
 ):
