@@ -17,7 +17,7 @@ from psycopg2.extensions import parse_dsn
 
 from app.batch import FORMAT, Batch
 from workers import ledger, metric, schema
-from workers.blame import Blame, blame, translated
+from workers.blame import translated
 from workers.errors import Misconfigured, Poison, Unavailable
 from workers.ledger import DeadEvent, Verdict
 from workers.sieve import Refusal
@@ -104,17 +104,14 @@ class Loader:
         with metric.load_seconds.time(), self._transaction(batches) as cursor:
             if is_strict:
                 cursor.execute(schema.CHECK_AT_ONCE)
-            cursor.execute("SAVEPOINT nothing")
             verdict = ledger.enter(cursor, batches, entry_ids)
-            try:
-                copy(cursor, [batches[index] for index in verdict.fresh])
-            except psycopg2.Error as error:
-                if blame(error) is not Blame.DATA:
-                    raise
-                cursor.execute("ROLLBACK TO nothing")
-                verdict = ledger.enter(cursor, batches, entry_ids)
-                return self._sifted(cursor, batches, verdict, error, bury)
-        return _outcome(verdict, verdict.fresh)
+            trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
+            trial.run()
+            refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
+            ledger.settle(cursor, [batches[index] for index in refused], trial.dead)
+            if trial.dead:
+                bury(trial.dead)
+        return _outcome(verdict, refused, len(trial.dead))
 
     def prove(self) -> None:
         """Returns if PostgreSQL takes a batch of one event, which is rolled back.
@@ -143,20 +140,6 @@ class Loader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _sifted(
-        self, cursor: Cursor, batches: Sequence[Batch], verdict: Verdict, error: psycopg2.Error,
-        bury: Callable[[list[DeadEvent]], None],
-    ) -> Outcome:
-        """Takes of a refused load what is good, and has buried what is not."""
-        trial = Trial(cursor, [batches[index] for index in verdict.fresh], copy)
-        trial.run(error)
-        refused = {verdict.fresh[number]: refusal for number, refusal in trial.refused.items()}
-        ledger.settle(cursor, [batches[index] for index in refused], trial.dead)
-        if trial.dead:
-            bury(trial.dead)
-        stored = [index for index in verdict.fresh if index not in refused]
-        return _outcome(verdict, stored, refused, len(trial.dead))
 
     @contextmanager
     def _transaction(self, batches: Sequence[Batch]) -> Iterator[Cursor]:
@@ -199,11 +182,10 @@ class Loader:
         return self._connection
 
 
-def _outcome(
-    verdict: Verdict, stored: list[int], refused: dict[int, Refusal] | None = None, dead_count: int = 0
-) -> Outcome:
+def _outcome(verdict: Verdict, refused: dict[int, Refusal], dead_count: int) -> Outcome:
+    stored = [index for index in verdict.fresh if index not in refused]
     return Outcome(
-        stored, verdict.known, verdict.duplicates, verdict.conflicts, verdict.orphans, refused or {}, dead_count
+        stored, verdict.known, verdict.duplicates, verdict.conflicts, verdict.orphans, refused, dead_count
     )
 
 

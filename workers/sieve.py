@@ -1,7 +1,7 @@
-"""Finds what is at fault among many, by trying: the whole, and where that fails ever smaller parts of it."""
+"""Finds what is at fault among many, by trying: large parts, and where one fails ever smaller parts of it."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 _LINE = re.compile(r"COPY \w+, line (\d+)")
@@ -24,17 +24,20 @@ class Refusal(NamedTuple):
 Attempt = Callable[[int, int], Refusal | None]
 
 
-def refused(count: int, attempt: Attempt, first: Refusal | None = None) -> Iterator[tuple[int, Refusal]]:
+def refused(
+    parts: Iterable[tuple[int, int]], attempt: Attempt, first: Refusal | None = None
+) -> Iterator[tuple[int, Refusal]]:
     """Yields those that are refused on their own; all others have been taken, each once.
 
-    With k at fault it takes about 3 k attempts where refusals say which, and 3 k log2(count) where they do not.
+    With k at fault it takes about 3 k attempts where refusals say which, and 3 k log2(size of a part) where they do
+    not, and one for each part.
 
     Args:
-        count: How many there are.
-        attempt: Takes those from its first argument up to its second, all or none.
-        first: Why the whole was refused, if that has been tried.
+        parts: Ranges to begin with, one after the other: each from its first number up to its second.
+        attempt: Takes such a range, all or none.
+        first: Why the first part was refused, if that has been tried.
     """
-    ranges = [(0, count)]
+    ranges = [*parts][::-1]
     while ranges:
         start, end = ranges.pop()
         refusal = first or (attempt(start, end) if start < end else None)

@@ -23,13 +23,13 @@ import redis
 
 from app.settings import Settings
 from ops import scratch
-from ops.bench import curve, drain, end_to_end, latency, limit, load, machine, outage, peer, plan, replay, table
+from ops.bench import curve, drain, end_to_end, latency, limit, load, machine, outage, peer, plan, poison, replay, table
 from ops.bench.figure import Figure, Line, lines
 from ops.bench.plan import Plan
 from ops.bench.rig import Rig
 from ops.errors import BenchFailed
 
-PARTS = (end_to_end.PART, latency.PART, outage.PART, replay.PART, drain.PART)
+PARTS = (end_to_end.PART, latency.PART, outage.PART, replay.PART, drain.PART, poison.PART)
 _CURVES_REDIS_BYTES = 4 << 30
 _REPLAY_SIZE = 1000
 _Measure = Callable[[], Iterator[Figure]]
@@ -38,7 +38,7 @@ _Measure = Callable[[], Iterator[Figure]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bench`."""
     parser.description = (
-        "Measure, each figure beside its limit in the same run. Takes about 9 minutes and 3 GB of disk; --quick a "
+        "Measure, each figure beside its limit in the same run. Takes about 10 minutes and 3 GB of disk; --quick a "
         "minute; curves 5 minutes more, 16 GB of disk and 3 GB of memory."
     )
     option = parser.add_argument
@@ -111,7 +111,7 @@ def _measures(
     copy_bytes = settings.load_max_bytes
     measures: dict[str, _Measure] = {
         latency.PART: lambda: latency.measure(rig, one), outage.PART: lambda: outage.measure(rig, one),
-        drain.PART: lambda: drain.measure(rig, bare, one, copy_bytes),
+        drain.PART: lambda: drain.measure(rig, bare, one, copy_bytes), poison.PART: lambda: poison.measure(rig, one),
     }
     if end_to_end.PART in wanted:
         always = _rig(ends, place / "always", settings.consumers, SPILLWAY_WAL="always")

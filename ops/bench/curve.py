@@ -48,7 +48,7 @@ def backlog(rig: Rig, plan: Plan) -> Iterator[Figure]:
     found = []
     for count in plan.backlogs[:-1]:
         rig.clear()
-        found.append((f"backlog of {count:,} batches", *drain.drained(rig, plan, 1, count)))
+        found.append((f"backlog of {count:,} batches", *drain.drained(rig, plan.bodies[1].fresh(count), count)))
     rig.clear()
     longest = plan.backlogs[-1]
     whole, tenths = _by_tenths(rig, plan, longest)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from psycopg2.extensions import connection as Connection
 
+from app.batch import Batch
 from ops.bench import cpu, limit
 from ops.bench.figure import Figure
 from ops.bench.plan import Plan
@@ -26,15 +27,16 @@ def measure(rig: Rig, bare: Connection, plan: Plan, copy_bytes: int) -> Iterator
     for count in CONSUMERS:
         rig.scale(count)
         rig.clear()
-        rate, facts = drained(rig, plan, _SIZE, plan.drain_events)
+        batches = plan.bodies[_SIZE].fresh(plan.drain_events // _SIZE)
+        rate, facts = drained(rig, batches, plan.drain_events)
         yield Figure(PART, case(count), "stream to COMMIT", "events/s", rate, "bare COPY", copied, facts)
 
 
-def drained(rig: Rig, plan: Plan, size: int, event_count: int) -> tuple[float, dict[str, float]]:
+def drained(rig: Rig, batches: Iterator[Batch], event_count: int) -> tuple[float, dict[str, float]]:
     """Fills the stream while the consumers are paused, lets them go; returns events/s and CPU an event."""
     rig.pause(True)
     try:
-        rig.fill(plan.bodies[size].fresh(event_count // size))
+        rig.fill(batches)
         before = rig.usage()
     finally:
         started_at = time.monotonic()

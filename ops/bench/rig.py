@@ -69,6 +69,12 @@ class Rig:
             cursor.execute("SELECT coalesce(sum(event_count), 0) FROM log_batches")
             return int(cursor.fetchone()[0])  # type: ignore[index]
 
+    def refused(self) -> int:
+        """Returns the events that batches are committed without, by the ledger."""
+        with self._database.cursor() as cursor:
+            cursor.execute("SELECT coalesce(sum(cardinality(dead_events)), 0) FROM log_batches")
+            return int(cursor.fetchone()[0])  # type: ignore[index]
+
     def entries(self) -> int:
         """Returns the batches in the stream, given to a consumer or not."""
         return int(self._redis.xlen(stream.STREAM))

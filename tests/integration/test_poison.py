@@ -12,6 +12,7 @@ from app import batch, dead_letter, stream
 from app.batch import COLUMNS
 from tests import journal
 from tests.conftest import execute
+from workers import loader, trial
 
 COUNT = 10_000
 
@@ -84,7 +85,11 @@ def test_one_bad_event_of_ten_thousand_is_buried_with_its_sqlstate_and_the_other
     assert letter.death.detail and letter.death.consumer == "consumer-00"
 
 
-def test_bad_events_of_several_batches_cost_no_other_batch_anything(client, redis_url, database_url):
+@pytest.mark.parametrize("part_bytes", [1, 20_000, 1 << 20], ids=["each alone", "some", "all"])
+def test_bad_events_of_several_batches_cost_no_other_batch_anything(
+    part_bytes, client, redis_url, database_url, monkeypatch
+):
+    monkeypatch.setattr(trial, "_PART_BYTES", part_bytes)  # of what is copied at once
     spoil = ROWS["a garbled time"][0]
     batches = [journal.make_batch(f"batch {number}", 40) for number in range(20)]
     spoiled = {3: (0,), 4: (39,), 11: (5, 6, 7, 8, 9, 10, 11, 12, 13, 14)}
@@ -96,6 +101,48 @@ def test_bad_events_of_several_batches_cost_no_other_batch_anything(client, redi
                     if index not in spoiled.get(number, ())]
         assert stored[one.batch_id] == expected
     assert len(letters(client)) == 12
+
+
+@pytest.mark.parametrize("hint", [None, 0, 57, 10**9])
+def test_a_hint_that_lies_buries_no_good_event_and_stores_none_twice(
+    hint, client, redis_url, database_url, monkeypatch
+):
+    monkeypatch.setattr(trial, "line_at_fault", lambda context: hint)
+    batches = [journal.make_batch("event", 40) for _ in range(4)]
+    places = [(), (20,), (), (0, 39)]
+    journal.append(client, *(poisoned(one, ROWS["a garbled time"][0], *at) for one, at in zip(batches, places)))
+    journal.drain(redis_url, database_url)
+    found = [(letter.batch.batch_id, letter.index) for letter in letters(client)]
+    assert found == [(batches[1].batch_id, 20), (batches[3].batch_id, 0), (batches[3].batch_id, 39)]
+    for one in batches:
+        assert journal.stored(database_url)[one.batch_id] == [
+            message for index, message in enumerate(journal.messages(one)) if (one.batch_id, index) not in found
+        ]
+
+
+def test_one_bad_event_has_its_part_of_the_load_copied_again_and_no_more(
+    client, redis_url, database_url, monkeypatch
+):
+    copied = []
+    copy = loader.copy
+
+    def copy_and_note(cursor, batches):
+        copied.extend(batches)
+        copy(cursor, batches)
+
+    monkeypatch.setattr(loader, "copy", copy_and_note)
+    batches = [journal.make_batch("event", 1000) for _ in range(40)]
+    batches[33] = poisoned(batches[33], ROWS["a garbled time"][0], 500)
+    journal.append(client, *batches)
+    journal.drain(redis_url, database_url)
+    assert len(letters(client)) == 1
+    assert {name: len(found) for name, found in journal.stored(database_url).items()} == {
+        one.batch_id: 999 if one is batches[33] else 1000 for one in batches
+    }
+    again = sum(len(one.payload) for one in copied) - sum(len(one.payload) for one in batches)
+    # Its part; and the batch twice more, for the event and for the others.
+    assert 0 < again <= (1 << 20) + 2 * len(batches[33].payload)
+    assert sum(len(one.payload) for one in batches) > 4 << 20
 
 
 @pytest.mark.parametrize("bad_count", [1, 3, 11, 40])

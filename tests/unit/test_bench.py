@@ -10,6 +10,7 @@ from ops.bench import load, peer, schedule, table, wrk
 from ops.bench.body import Bodies, events
 from ops.bench.client import get, posts
 from ops.bench.figure import Figure, lines, quantile
+from ops.bench.poison import poisoned
 from ops.errors import BenchFailed
 from tests.stub import ANSWER, Stub
 
@@ -24,6 +25,16 @@ def test_a_stall_is_seen_by_all_that_was_due_meanwhile_not_only_by_what_was_on_i
     assert len(timing.latencies_s) == int(rate * 1.5)
     assert timing.max_waiting > 0.9 * rate * stall_s
     assert max(timing.latencies_s) > 0.9 * stall_s
+
+
+def test_one_event_in_so_many_is_poisoned_in_the_middle_of_them():
+    batches = list(Bodies(events(200), 10).fresh(200))
+    found = list(poisoned(iter(batches), 500))
+    different = [index for index, (before, after) in enumerate(zip(batches, found, strict=True)) if before != after]
+    assert different == [24, 74, 124, 174]
+    for before, after in ((batches[index].payload, found[index].payload) for index in different):
+        lines = [index for index, pair in enumerate(zip(before.split(b"\n"), after.split(b"\n"))) if len(set(pair)) > 1]
+        assert lines == [5] and before.count(b"\n") == after.count(b"\n") == 10
 
 
 def test_a_closed_loop_waits_for_its_last_answers():
