@@ -19,6 +19,7 @@ MAX_DEPTH = 64
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
 # A string object of its own, so that `is` tells it from one that a client sent.
 NULL = "\x02\x02"
+_NULL_BYTES = NULL.encode()
 _STAND_INS = (b"\x00", b"\x01", b"\x02", b"\\u000")
 
 Defaults = Sequence[tuple[str, str | int]]
@@ -71,6 +72,8 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     Raises:
         Suspect, ValueError: Encode carefully instead.
     """
+    if len(events) == 1:
+        return _encode_one(events[0], prefix, received_at, max_event_bytes)
     attributes = _attribute_cells(events)
     joined = "\x01".join([
         f"{index}\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
@@ -80,8 +83,24 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
-    rows = _escaped(joined).replace(b"\x00", b"\t").replace(NULL.encode(), rb"\N")
+    rows = _escaped(joined).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
     return prefix.encode() + rows.replace(b"\x01", f"\n{prefix}".encode()) + b"\n"
+
+
+def _encode_one(event: Event, prefix: str, received_at: str, max_event_bytes: int) -> bytes:
+    """Does what `encode` does, for a single event, which most requests without an agent are."""
+    attributes = _JSON.encode(event.attributes)
+    if attributes.count(b"{") + attributes.count(b"[") >= MAX_DEPTH:
+        raise Suspect
+    time = received_at if event.timestamp is NULL else moment.parse(event.timestamp)
+    texts = (
+        f"0\x00{time}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00"
+        f"{event.trace_id}\x00{event.span_id}\x00"
+    )
+    row = texts.encode() + attributes
+    if len(row) > max_event_bytes:
+        raise Suspect
+    return prefix.encode() + _escaped(row).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N") + b"\n"
 
 
 def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:

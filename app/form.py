@@ -22,7 +22,7 @@ from app.event import Defaults, Event
 _T = TypeVar("_T")
 
 _decode_event = msgspec.json.Decoder(Event, float_hook=document.number)
-_decode_events = msgspec.json.Decoder(list[Event], float_hook=document.number)
+_decode_one_or_more = msgspec.json.Decoder(Event | list[Event], float_hook=document.number)
 _decode_any = msgspec.json.Decoder(float_hook=lambda text: _raw(text))
 
 # A value of two bytes becomes an object of a hundred: without this bound 64 MiB of `[]` would be gigabytes of lists.
@@ -84,7 +84,7 @@ def _encoded(
     if form.is_json:
         _check_values(body)
     texts = "".join(str(value) for _, value in defaults).encode() if defaults else b""
-    if not event.has_stand_in(body) and not event.has_stand_in(texts):
+    if not event.has_stand_in(body) and not (texts and event.has_stand_in(texts)):
         try:
             events = _counted(form.quick(body, limits), limits.max_events)
             for one in events if defaults else ():
@@ -101,7 +101,7 @@ def _encoded(
 
 
 def _counted(found: Iterable[_T], max_events: int) -> list[_T]:
-    events = list(islice(found, max_events + 1))
+    events = found if isinstance(found, list) else list(islice(found, max_events + 1))
     if not events:
         raise Rejected(422, "empty", "the body holds no event; at least one is needed")
     if len(events) > max_events:
@@ -118,7 +118,8 @@ def _check_values(body: bytes) -> None:
 
 
 def _json_quick(body: bytes, _: Limits) -> Iterable[Event]:
-    return _decode_events.decode(body) if body.lstrip()[:1] == b"[" else [_decode_event.decode(body)]
+    found = _decode_one_or_more.decode(body)
+    return found if isinstance(found, list) else [found]
 
 
 def _json_careful(body: bytes, _: Limits) -> Iterable[Any]:
