@@ -19,8 +19,6 @@ MAX_DEPTH = 64
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
 # A string object of its own, so that `is` tells it from one that a client sent.
 NULL = "\x02\x02"
-_NULL_BYTES = NULL.encode()
-_STAND_INS = (b"\x00", b"\x01", b"\x02", b"\\u000")
 
 Defaults = Sequence[tuple[str, str | int]]
 
@@ -51,10 +49,8 @@ class Suspect(Exception):
 
 def has_stand_in(body: bytes) -> bool:
     """Tells whether a body, JSON or text, may hold a character that `encode` uses as a stand-in."""
-    for stand_in in _STAND_INS:  # Not `any(...)`: a generator costs more than the search.
-        if stand_in in body:
-            return True
-    return False
+    # By number: `in` with bytes raises and drops an exception within CPython first, which takes ten times as long.
+    return 0 in body or 1 in body or 2 in body or 0x5C in body and body.find(rb"\u000") >= 0
 
 
 _JSON = msgspec.json.Encoder()
@@ -72,8 +68,8 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     Raises:
         Suspect, ValueError: Encode carefully instead.
     """
-    if len(events) == 1:
-        return _encode_one(events[0], prefix, received_at, max_event_bytes)
+    if len(events) == 1 and (row := _plain_row(events[0], received_at)) and len(row) * 4 <= max_event_bytes:
+        return f"{prefix}{row}\n".encode()
     attributes = _attribute_cells(events)
     joined = "\x01".join([
         f"{index}\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
@@ -83,24 +79,27 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
-    rows = _escaped(joined).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
+    rows = _escaped(joined).replace(b"\x00", b"\t").replace(NULL.encode(), rb"\N")
     return prefix.encode() + rows.replace(b"\x01", f"\n{prefix}".encode()) + b"\n"
 
 
-def _encode_one(event: Event, prefix: str, received_at: str, max_event_bytes: int) -> bytes:
-    """Does what `encode` does, for a single event, which most requests without an agent are."""
-    attributes = _JSON.encode(event.attributes)
-    if attributes.count(b"{") + attributes.count(b"[") >= MAX_DEPTH:
-        raise Suspect
-    time = received_at if event.timestamp is NULL else moment.parse(event.timestamp)
-    texts = (
-        f"0\x00{time}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00"
-        f"{event.trace_id}\x00{event.span_id}\x00"
+def _plain_row(event: Event, received_at: str) -> str | None:
+    """Returns an event as its row without the prefix; None where that takes more care: something is to be escaped.
+
+    Most requests of clients without an agent hold one event, and most events nothing to escape.
+    """
+    attributes = _JSON.encode(event.attributes).decode()
+    # Each level has an opener and an end.
+    if len(attributes) >= 2 * MAX_DEPTH and attributes.count("{") + attributes.count("[") >= MAX_DEPTH:
+        return None
+    row = (
+        f"0\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
+        f"{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00{event.trace_id}\x00"
+        f"{event.span_id}\x00{attributes}"
     )
-    row = texts.encode() + attributes
-    if len(row) > max_event_bytes:
-        raise Suspect
-    return prefix.encode() + _escaped(row).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N") + b"\n"
+    if "\\" in row or "\t" in row or "\n" in row or "\r" in row:
+        return None
+    return row.replace("\x00", "\t").replace(NULL, r"\N")
 
 
 def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:
