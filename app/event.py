@@ -19,6 +19,8 @@ MAX_DEPTH = 64
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
 # A string object of its own, so that `is` tells it from one that a client sent.
 NULL = "\x02\x02"
+_NULL_BYTES = NULL.encode()
+_MAX_CHAR_BYTES = 4  # of UTF-8
 
 Defaults = Sequence[tuple[str, str | int]]
 
@@ -68,8 +70,8 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     Raises:
         Suspect, ValueError: Encode carefully instead.
     """
-    if len(events) == 1 and (row := _plain_row(events[0], received_at)) and len(row) * 4 <= max_event_bytes:
-        return f"{prefix}{row}\n".encode()
+    if len(events) == 1 and (row := _row(events[0], received_at, max_event_bytes)):
+        return b"%b%b\n" % (prefix.encode(), row)
     attributes = _attribute_cells(events)
     joined = "\x01".join([
         f"{index}\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
@@ -79,27 +81,29 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
-    rows = _escaped(joined).replace(b"\x00", b"\t").replace(NULL.encode(), rb"\N")
+    rows = _escaped(joined).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
     return prefix.encode() + rows.replace(b"\x01", f"\n{prefix}".encode()) + b"\n"
 
 
-def _plain_row(event: Event, received_at: str) -> str | None:
-    """Returns an event as its row without the prefix; None where that takes more care: something is to be escaped.
-
-    Most requests of clients without an agent hold one event, and most events nothing to escape.
+def _row(event: Event, received_at: str, max_event_bytes: int) -> bytes:
+    """Returns what `encode` makes of a single event, which most requests of clients without an agent hold, but for the
+    prefix; empty where the event takes a closer look.
     """
     attributes = _JSON.encode(event.attributes).decode()
     # Each level has an opener and an end.
     if len(attributes) >= 2 * MAX_DEPTH and attributes.count("{") + attributes.count("[") >= MAX_DEPTH:
-        return None
+        return b""
     row = (
         f"0\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
         f"{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00{event.trace_id}\x00"
         f"{event.span_id}\x00{attributes}"
     )
+    if len(row) * _MAX_CHAR_BYTES > max_event_bytes:
+        return b""
+    cells = row.encode()
     if "\\" in row or "\t" in row or "\n" in row or "\r" in row:
-        return None
-    return row.replace("\x00", "\t").replace(NULL, r"\N")
+        cells = _escaped(cells)
+    return cells.replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
 
 
 def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:
