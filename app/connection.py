@@ -161,7 +161,7 @@ class Connection:
 
     def _send(self, answer: Answer, result: Iterable[bytes], framing: Framing) -> int:
         """Sends an answer, in one call where its body is there; returns the bytes of the body."""
-        if isinstance(result, list | tuple):
+        if isinstance(result, (list, tuple)):
             self.wire.send(answer.whole(result, framing))
             return sum(map(len, result))
         pieces = iter(result)
