@@ -45,6 +45,8 @@ class Answer:
         headers: As given by the app.
     """
 
+    __slots__ = ("status", "headers", "_written")
+
     def __init__(self) -> None:
         self.status = ""
         self.headers: Headers = []
@@ -59,7 +61,7 @@ class Answer:
 
     def whole(self, pieces: Sequence[bytes], framing: Framing) -> bytes:
         """Returns the answer with all of its body."""
-        content = b"".join([*self._written, *pieces])
+        content = pieces[0] if len(pieces) == 1 and not self._written else b"".join([*self._written, *pieces])
         if framing.is_head or self.status[:3] in _BODILESS:
             return self.head(framing, None)
         return self.head(framing, len(content)) + content

@@ -20,8 +20,9 @@ import gevent
 from app import log, metric
 from app.answer import LAST_CHUNK, Answer, Framing, chunk, refusal
 from app.errors import Rejected
-from app.head import END, Environ, Head, Limits, check_unfinished, read_scheme
+from app.head import END, Environ, Limits, check_unfinished, read_scheme
 from app.input import Chunked, Input, Sized
+from app.memo import read_head
 from app.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -135,11 +136,11 @@ class Connection:
 
     def _serve_one(self, text: bytes) -> None:
         terms, started = self._terms, time.monotonic()
-        head = Head(text, self._environ.copy(), terms.limits)
-        environ = head.environ
+        environ = self._environ.copy()
+        head, length = read_head(text, environ, terms.limits)
         if self._scheme_fields:
             read_scheme(environ, self._scheme_fields)
-        body = self._body(head, started)
+        body = self._body(environ, length, head.expects, started + terms.body_timeout_s)
         answer = Answer()
         result = terms.app(environ, answer.start)
         try:
@@ -160,7 +161,7 @@ class Connection:
 
     def _send(self, answer: Answer, result: Iterable[bytes], framing: Framing) -> int:
         """Sends an answer, in one call where its body is there; returns the bytes of the body."""
-        if isinstance(result, list | tuple):
+        if isinstance(result, (list, tuple)):
             self.wire.send(answer.whole(result, framing))
             return sum(map(len, result))
         pieces = iter(result)
@@ -185,15 +186,14 @@ class Connection:
         with suppress(OSError):
             self.wire.send(refusal(error).whole([], Framing(is_current=True, keeps_alive=False)))
 
-    def _body(self, head: Head, started: float) -> Input | None:
+    def _body(self, environ: Environ, length: int | None, expects: bool, deadline: float) -> Input | None:
         """Gives the app its body; returns None where all of it is there."""
-        wire, length = self.wire, head.length
-        environ, deadline = head.environ, started + self._terms.body_timeout_s
+        wire = self.wire
         if length is None:
-            environ["wsgi.input"] = chunked = Chunked(wire, deadline, head.expects)
+            environ["wsgi.input"] = chunked = Chunked(wire, deadline, expects)
             return chunked
         if length > len(wire.buffer):
-            environ["wsgi.input"] = sized = Sized(wire, deadline, head.expects, length)
+            environ["wsgi.input"] = sized = Sized(wire, deadline, expects, length)
             return sized
         environ[WHOLE], wire.buffer = wire.buffer[:length], wire.buffer[length:]
         environ["wsgi.input"] = io.BytesIO(environ[WHOLE])

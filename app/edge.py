@@ -50,7 +50,7 @@ class CountStatus:
     def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         """Counts one answer, whatever made it."""
         if req.path == "/ingest":
-            self._tally.count(resp.status_code)
+            self._tally.count(resp.status)
 
 
 def create_app(

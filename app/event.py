@@ -19,7 +19,8 @@ MAX_DEPTH = 64
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
 # A string object of its own, so that `is` tells it from one that a client sent.
 NULL = "\x02\x02"
-_STAND_INS = (b"\x00", b"\x01", b"\x02", b"\\u000")
+_NULL_BYTES = NULL.encode()
+_MAX_CHAR_BYTES = 4  # of UTF-8
 
 Defaults = Sequence[tuple[str, str | int]]
 
@@ -50,10 +51,8 @@ class Suspect(Exception):
 
 def has_stand_in(body: bytes) -> bool:
     """Tells whether a body, JSON or text, may hold a character that `encode` uses as a stand-in."""
-    for stand_in in _STAND_INS:  # Not `any(...)`: a generator costs more than the search.
-        if stand_in in body:
-            return True
-    return False
+    # By number: `in` with bytes raises and drops an exception within CPython first, which takes ten times as long.
+    return 0 in body or 1 in body or 2 in body or 0x5C in body and body.find(rb"\u000") >= 0
 
 
 _JSON = msgspec.json.Encoder()
@@ -71,6 +70,8 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     Raises:
         Suspect, ValueError: Encode carefully instead.
     """
+    if len(events) == 1 and (row := _row(events[0], received_at, max_event_bytes)):
+        return b"%b%b\n" % (prefix.encode(), row)
     attributes = _attribute_cells(events)
     joined = "\x01".join([
         f"{index}\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
@@ -80,8 +81,29 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
-    rows = _escaped(joined).replace(b"\x00", b"\t").replace(NULL.encode(), rb"\N")
+    rows = _escaped(joined).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
     return prefix.encode() + rows.replace(b"\x01", f"\n{prefix}".encode()) + b"\n"
+
+
+def _row(event: Event, received_at: str, max_event_bytes: int) -> bytes:
+    """Returns what `encode` makes of a single event, which most requests of clients without an agent hold, but for the
+    prefix; empty where the event takes a closer look.
+    """
+    attributes = _JSON.encode(event.attributes).decode()
+    # Each level has an opener and an end.
+    if len(attributes) >= 2 * MAX_DEPTH and attributes.count("{") + attributes.count("[") >= MAX_DEPTH:
+        return b""
+    row = (
+        f"0\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
+        f"{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00{event.trace_id}\x00"
+        f"{event.span_id}\x00{attributes}"
+    )
+    if len(row) * _MAX_CHAR_BYTES > max_event_bytes:
+        return b""
+    cells = row.encode()
+    if "\\" in row or "\t" in row or "\n" in row or "\r" in row:
+        cells = _escaped(cells)
+    return cells.replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
 
 
 def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:

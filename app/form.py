@@ -90,7 +90,7 @@ def _encoded(
     if form.is_json:
         _check_values(body)
     texts = "".join(str(value) for _, value in defaults).encode() if defaults else b""
-    if not event.has_stand_in(body) and not event.has_stand_in(texts):
+    if not event.has_stand_in(body) and not (texts and event.has_stand_in(texts)):
         try:
             events = _counted(form.quick(body, limits), limits.max_events)
             for one in events if defaults else ():
@@ -107,7 +107,7 @@ def _encoded(
 
 
 def _counted(found: Iterable[_T], max_events: int) -> list[_T]:
-    events = list(islice(found, max_events + 1))
+    events = found if isinstance(found, list) else list(islice(found, max_events + 1))
     if not events:
         raise Rejected(422, "empty", "the body holds no event; at least one is needed")
     if len(events) > max_events:

@@ -43,21 +43,20 @@ class Head:
 
     Args:
         text: All of it, from the request line to the empty line.
-        environ: Takes the request; holds what is the same for all requests of the connection.
         limits: Bounds.
 
     Raises:
         Rejected: It is malformed, ambiguous or too large; the connection is of no more use.
 
     Attributes:
-        environ: The environ, but for `wsgi.input`.
+        environ: Its part of the environ.
         length: Bytes of the body; None: it is chunked.
         keeps_alive: Whether the client allows another request.
         expects: Whether the client waits for `100 Continue` before it sends the body.
     """
 
-    def __init__(self, text: bytes, environ: Environ, limits: Limits) -> None:
-        self.environ = environ
+    def __init__(self, text: bytes, limits: Limits) -> None:
+        self.environ = environ = Environ()
         self._repeated: list[str] = []
         line_bytes = text.find(b"\r\n")
         _check_size(text, line_bytes, limits)
@@ -130,11 +129,12 @@ def malformed(detail: str) -> Rejected:
 
 def read_scheme(environ: Environ, fields: dict[str, str]) -> None:
     """Takes a trusted proxy's word for the scheme; refuses two that differ."""
+    if environ.keys().isdisjoint(fields):
+        return
     found = {"https" if environ[key] == value else "http" for key, value in fields.items() if key in environ}
     if len(found) > 1:
         raise malformed("the fields that tell the scheme contradict each other")
-    if found:
-        environ["wsgi.url_scheme"] = found.pop()
+    environ["wsgi.url_scheme"] = found.pop()
 
 
 def check_unfinished(text: bytes, limits: Limits) -> None:

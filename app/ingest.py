@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.tally import Tally
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
+_CANARY_KEY = f"HTTP_{batch.CANARY_HEADER.upper().replace('-', '_')}"
 _DEFAULTS = ("service", "host", "level")
 
 
@@ -99,7 +100,7 @@ class Ingest:
     def _is_for_wal(self, req: Request) -> bool:
         """Tells whether it is our canary that asks for the WAL; to anybody else the header means nothing."""
         token = self._settings.canary_token
-        given = req.get_header(batch.CANARY_HEADER) if token else None
+        given = req.env.get(_CANARY_KEY) if token else None
         return given is not None and compare_digest(given.encode(), token.encode())
 
     def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
@@ -121,6 +122,8 @@ class _Room:
 
 class _Hold:
     """Counts what one request holds as it comes, not as it is announced: announcing costs a client nothing."""
+
+    __slots__ = ("_room", "_bytes")
 
     def __init__(self, room: _Room) -> None:
         self._room = room

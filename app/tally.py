@@ -37,7 +37,7 @@ class Tally:
     def __init__(self, requests: Counter, seconds: BulkHistogram) -> None:
         self._requests = requests
         self._seconds = seconds
-        self._statuses: Counts[int] = Counts()
+        self._statuses: Counts[int | str] = Counts()
         self._durations: list[float] = []
 
     def start(self) -> None:
@@ -45,8 +45,8 @@ class Tally:
         gevent.spawn(self._run)
         atexit.register(self.flush)
 
-    def count(self, status: int) -> None:
-        """Counts an answer."""
+    def count(self, status: int | str) -> None:
+        """Counts an answer by its status: the code, or a status line."""
         self._statuses[status] += 1
 
     def observe(self, seconds: float) -> None:
@@ -58,7 +58,7 @@ class Tally:
         statuses, self._statuses = self._statuses, Counts()
         durations, self._durations = self._durations, []
         for status, count in statuses.items():
-            self._requests.labels(status).inc(count)
+            self._requests.labels(str(status)[:3]).inc(count)
         if durations:
             self._seconds.observe_all(durations)
 
