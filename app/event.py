@@ -17,9 +17,8 @@ from app import moment, severity
 MAX_DEPTH = 64
 
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
-# A string object of its own, so that `is` tells it from one that a client sent.
-NULL = "\x02\x02"
-_NULL_BYTES = NULL.encode()
+# A string object of its own, so that `is` tells it from one that a client sent; its \x02 becomes a backslash at the end.
+NULL = "\x02N"
 _MAX_CHAR_BYTES = 4  # of UTF-8
 
 Defaults = Sequence[tuple[str, str | int]]
@@ -72,16 +71,15 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     """
     if len(events) == 1 and (row := _row(events[0], received_at, max_event_bytes)):
         return b"%b%b\n" % (prefix.encode(), row)
-    attributes = _attribute_cells(events)
+    attributes, times = _attribute_cells(events), _time_cells(events, received_at)
     joined = "\x01".join([
-        f"{index}\x00{received_at if event.timestamp is NULL else moment.parse(event.timestamp)}\x00"
-        f"{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00{event.message}\x00{event.trace_id}\x00"
-        f"{event.span_id}\x00{attributes[index]}"
+        f"{index}\x00{times[index]}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00"
+        f"{event.message}\x00{event.trace_id}\x00{event.span_id}\x00{attributes[index]}"
         for index, event in enumerate(events)
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
-    rows = _escaped(joined).replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
+    rows = _escaped(joined).replace(b"\x00", b"\t").replace(b"\x02", b"\\")
     return prefix.encode() + rows.replace(b"\x01", f"\n{prefix}".encode()) + b"\n"
 
 
@@ -103,7 +101,7 @@ def _row(event: Event, received_at: str, max_event_bytes: int) -> bytes:
     cells = row.encode()
     if "\\" in row or "\t" in row or "\n" in row or "\r" in row:
         cells = _escaped(cells)
-    return cells.replace(b"\x00", b"\t").replace(_NULL_BYTES, rb"\N")
+    return cells.replace(b"\x00", b"\t").replace(b"\x02", b"\\")
 
 
 def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:
@@ -122,6 +120,13 @@ def _cells(event: Event, received_at: str) -> Iterator[bytes]:
     for text in texts:
         yield rb"\N" if text is NULL else _escaped(text.encode())
     yield _escaped(_JSON.encode(event.attributes))
+
+
+def _time_cells(events: Sequence[Event], received_at: str) -> Sequence[str | int]:
+    times = [event.timestamp for event in events]
+    if moment.are_plain(times):
+        return times
+    return [received_at if time is NULL else moment.parse(time) for time in times]
 
 
 def _attribute_cells(events: Sequence[Event]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -13,6 +14,7 @@ _SECOND = re.compile(r"(?:19[7-9]|2[01]\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d", re.ASCII
 _REST_OF_SECOND = re.compile(r"(?:\.\d{1,6})?Z", re.ASCII)
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,30}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{1,30})?(?:[eE]\+?\d\d?)?", re.ASCII)
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 # More than the patterns above let through: the usual 28 would round digits away, and a time up to the next second.
 _DIGITS = 200
 # An epoch's unit is told by its size: each bound is the year 5138 in the smaller unit and 1973 in the larger.
@@ -56,6 +58,24 @@ def parse(value: str | int) -> str:
     if exact != int(exact):
         raise TooFine(cell)
     return cell
+
+
+def are_plain(values: Sequence[str | int]) -> bool:
+    """Tells of the times of a batch, at least one, that `parse` would return each as it is, in a fraction of the time.
+
+    May say no also where it would: they are looked at as one text, in which all have to have the form of the first.
+    """
+    first = values[0]
+    if type(first) is not str or not _REST_OF_SECOND.fullmatch(first, 19):
+        return False
+    try:
+        joined = "\n".join(values).encode()  # type: ignore[arg-type]
+    except (TypeError, UnicodeEncodeError):
+        return False
+    form = first.encode().translate(_DIGITS_TO_ZERO)
+    if joined.translate(_DIGITS_TO_ZERO) != b"\n".join([form] * len(values)):
+        return False
+    return all(map(_is_second, {value[:19] for value in values}))  # type: ignore[index]
 
 
 def _micros(text: str) -> Decimal:

@@ -104,3 +104,28 @@ def test_whatever_is_sent_is_a_time_in_range_or_refused(sent):
     except ValueError:
         return
     assert moment.EPOCH <= datetime.fromisoformat(read) < moment.END
+
+
+SECOND = st.datetimes(datetime(1969, 12, 31), datetime(2200, 1, 2)).map(lambda at: at.strftime("%Y-%m-%dT%H:%M:%S"))
+TIMES = st.one_of(
+    st.builds("{}{}".format, SECOND, st.sampled_from(["Z", ".1Z", ".123Z", ".123456Z", ".1234567Z", "+01:00", "z"])),
+    st.sampled_from(["2026-02-30T12:00:00Z", "2026-01-31T24:00:00Z", "2026-01-31T12:60:00Z", "2026-01-31 12:00:00Z",
+                     "", "now", "\ud800", "2026-01-31T12:00:00Z\n2026-01-31T12:00:00Z", "٢٠٢٦-01-31T12:00:00Z"]),
+    st.integers(0, 10**18),
+)
+
+
+@steady
+@given(st.one_of(st.lists(TIMES, min_size=1, max_size=4),
+                 st.lists(SECOND.map("{}.123Z".format), min_size=1, max_size=4)))
+def test_plain_times_are_those_that_stay_as_they_are(values):
+    if moment.are_plain(values):
+        assert list(map(moment.parse, values)) == values
+
+
+@pytest.mark.parametrize("rest", ["Z", ".1Z", ".123Z", ".123456Z"])
+def test_the_usual_times_are_plain_and_one_of_another_form_among_them_is_seen(rest):
+    values = [f"2026-01-31T12:{minute:02}:07{rest}" for minute in range(60)]
+    assert moment.are_plain(values)
+    for other in ("2026-01-31T12:00:00+01:00", 1769860800, f"2026-02-30T12:00:00{rest}", "\x02N", ""):
+        assert not moment.are_plain([*values, other]) and not moment.are_plain([other, *values])
