@@ -17,7 +17,7 @@ from app import moment, severity
 MAX_DEPTH = 64
 
 # Stand-ins within a joined batch; a body that may hold one of them goes the careful way.
-# A string object of its own, so that `is` tells it from one that a client sent; its \x02 becomes a backslash at the end.
+# A string object of its own, so that `is` tells it from one that a client sent; its \x02 becomes a backslash at last.
 NULL = "\x02N"
 _MAX_CHAR_BYTES = 4  # of UTF-8
 
