@@ -45,8 +45,8 @@ def environment(
     # A word that ingest and the canary alone know, for as long as they run: nobody else may choose the log.
     token = settings.canary_token or secrets.token_urlsafe(24)
     return {
-        **_MALLOC, **environ, **urls, "SPILLWAY_DATA_DIR": str(settings.state), "SPILLWAY_WAL_DIR": str(settings.wal_path),
-        "SPILLWAY_CANARY_TOKEN": token,
+        **_MALLOC, **environ, **urls, "SPILLWAY_DATA_DIR": str(settings.state),
+        "SPILLWAY_WAL_DIR": str(settings.wal_path), "SPILLWAY_CANARY_TOKEN": token,
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
     }
 
