@@ -1,8 +1,8 @@
 """Memo: the last head of a connection. A client mostly sends the same one again, but for the length of the body, and to
 compare it takes a tenth of the time of reading it.
 
-Only a head that was taken is remembered, and only one with the same bytes is read as it was: no head is taken that
-`Head` would refuse, and none is read in another way.
+Only a head that was taken is remembered, and only one with the same bytes, but for the digits of that length, is read
+as it was: no head is taken that `Head` would refuse, and none is read in another way.
 """
 
 import re
