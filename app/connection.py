@@ -20,9 +20,9 @@ import gevent
 from app import log, metric
 from app.answer import LAST_CHUNK, Answer, Framing, chunk, refusal
 from app.errors import Rejected
-from app.head import END, Environ, Limits, check_unfinished, read_scheme
+from app.head import END, Environ, Limits, check_unfinished
 from app.input import Chunked, Input, Sized
-from app.memo import read_head
+from app.memo import Memo
 from app.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,7 @@ class Connection:
     def __init__(self, wire: Wire, environ: Environ, scheme_fields: dict[str, str], terms: Terms) -> None:
         self.wire = wire
         self.is_idle = False
-        self._environ = environ
-        self._scheme_fields = scheme_fields
+        self._memo = Memo(environ, scheme_fields, terms.limits)
         self._terms = terms
         self._keeps_alive = True
         self._is_lingering = False
@@ -136,10 +135,7 @@ class Connection:
 
     def _serve_one(self, text: bytes) -> None:
         terms, started = self._terms, time.monotonic()
-        environ = self._environ.copy()
-        head, length = read_head(text, environ, terms.limits)
-        if self._scheme_fields:
-            read_scheme(environ, self._scheme_fields)
+        head, environ, length = self._memo.read(text)
         body = self._body(environ, length, head.expects, started + terms.body_timeout_s)
         answer = Answer()
         result = terms.app(environ, answer.start)
