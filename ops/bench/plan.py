@@ -6,8 +6,8 @@ from ops.bench.body import Bodies, events
 from ops.bench.load import Generator
 
 SIZES = (1, 10, 100, 1000, 10_000)
-# Connections by size of batch: enough to keep both workers busy, and no more than wait in front of them.
-CONNECTIONS = {1: 64, 10: 32, 100: 16, 1000: 8, 10_000: 4}
+# Connections by size of batch: enough that requests gather in both workers while a group is on its way.
+CONNECTIONS = {1: 128, 10: 128, 100: 64, 1000: 16, 10_000: 8}
 
 
 class Plan(NamedTuple):
