@@ -100,12 +100,12 @@ class TableBench:
         for variant in VARIANTS:
             found, beside = self._pair(variant)
             as_made.append(beside)
-            facts = found.facts | {"cpu_us as it is made": beside.facts["cpu_us backend"]}
-            figures.append(Figure(PART, variant.case, variant.name, "events/s", found.rate, AS_MADE.case, beside.rate,
-                                  facts))
-        rate = statistics.median(one.rate for one in as_made)
-        facts = {name: statistics.median(one.facts[name] for one in as_made) for name in as_made[0].facts}
-        yield Figure(PART, AS_MADE.case, AS_MADE.name, "events/s", rate, facts=facts)
+            figures += [
+                Figure(PART, variant.case, variant.name, "events/s", found.rate, AS_MADE.case, beside.rate,
+                       found.facts),
+                Figure(PART, variant.case, f"{variant.name}, CPU", "us", found.cpu_us, AS_MADE.case, beside.cpu_us),
+            ]
+        yield from _of_all(as_made)
         yield from figures
 
     def _pair(self, variant: Variant) -> tuple["_Copied", "_Copied"]:
@@ -121,9 +121,10 @@ class TableBench:
 
 
 class _Copied(NamedTuple):
-    """Events/s; and, an event, µs of CPU and bytes."""
+    """Events/s; and, an event, µs of CPU that PostgreSQL's process for the connection used, and bytes."""
 
     rate: float
+    cpu_us: float
     facts: dict[str, float]
 
 
@@ -148,7 +149,14 @@ class _Side:
         cpu_us = (cpu.seconds(self._pid) - self._cpu_s) / event_count * 1e6
         sizes = zip(("table", "indexes", "WAL"), (*_numbers(self._cursor, _BYTES), self._wal_bytes))
         facts = {f"bytes {name}": size / event_count for name, size in sizes}
-        return _Copied(event_count / self._spent_s, facts | {"cpu_us backend": cpu_us})
+        return _Copied(event_count / self._spent_s, cpu_us, facts)
+
+
+def _of_all(as_made: Sequence[_Copied]) -> Iterator[Figure]:
+    facts = {name: statistics.median(one.facts[name] for one in as_made) for name in as_made[0].facts}
+    rate, cpu_us = (statistics.median(values) for values in zip(*((one.rate, one.cpu_us) for one in as_made)))
+    yield Figure(PART, AS_MADE.case, AS_MADE.name, "events/s", rate, facts=facts)
+    yield Figure(PART, AS_MADE.case, f"{AS_MADE.name}, CPU", "us", cpu_us)
 
 
 @contextmanager
