@@ -19,6 +19,7 @@ class Plan(NamedTuple):
         load_s: Of each closed-loop load.
         latency_s: At each rate of the open-loop load.
         drain_events: In the backlog that consumers drain.
+        table_events: Rows that each variant of the table takes.
         backlogs: Single-event batches in the stream, ascending.
         table_rows: Sizes of the table, ascending.
     """
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
     load_s: int
     latency_s: float
     drain_events: int
+    table_events: int
     backlogs: tuple[int, ...]
     table_rows: tuple[int, ...]
 
@@ -37,6 +39,6 @@ def make(generator: Generator, is_quick: bool) -> Plan:
     pool = events(10_000 if is_quick else 50_000)
     bodies = {size: Bodies(pool, size) for size in SIZES}
     if is_quick:
-        return Plan(generator, bodies, 1, 2.0, 100_000, (100, 1_000, 10_000), (0, 100_000))
-    return Plan(generator, bodies, 2, 10.0, 400_000, (1_000, 10_000, 100_000, 1_000_000),
+        return Plan(generator, bodies, 1, 2.0, 100_000, 50_000, (100, 1_000, 10_000), (0, 100_000))
+    return Plan(generator, bodies, 2, 10.0, 400_000, 200_000, (1_000, 10_000, 100_000, 1_000_000),
                 (0, 1_000_000, 5_000_000, 20_000_000))

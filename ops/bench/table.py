@@ -29,6 +29,7 @@ def render(lines: Sequence[Line]) -> str:
             parts.append(_row(line))
     parts += _latencies([line for line in lines if line.part == latency.PART and line.facts])
     parts += _grid("CPU, us an event", lines, "cpu_us ", ",.2f")
+    parts += _grid("Bytes an event", lines, "bytes ", ",.0f")
     parts += _grid("Resident memory, MiB", lines, "memory MiB ", ",.0f")
     parts += _grid("Consumers behind when the load ended, events; and s until they had caught up", lines, "", ",.1f",
                    ("backlog events", "catch-up s", "restart to loaded s"))
@@ -40,8 +41,8 @@ def _row(line: Line) -> str:
     if line.ratio is not None and line.ratio_min is not None and line.ratio_max is not None:
         kind = ".2f" if line.ratio >= 0.1 else ".4f"
         ratio, span = f"{line.ratio:{kind}}", f"({line.ratio_min:{kind}} to {line.ratio_max:{kind}})"
-        limit = f"{line.limit:12,.0f} {line.limit_name}"
-    kind = ",.2f" if line.unit == "ms" else ",.0f"
+        limit = f"{line.limit:12{_kind(line.unit)}} {line.limit_name}"
+    kind = _kind(line.unit)
     return f"{ratio:>6} {span:>18}  {line.what:31} {line.value:11{kind}} {line.unit:10} {limit}".rstrip()
 
 
@@ -57,7 +58,7 @@ def _latencies(lines: Sequence[Line]) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    return ",.2f" if name.endswith("ms") else ",.0f"
+    return ",.2f" if name.endswith(("ms", "us")) else ",.0f"
 
 
 def _broken(name: str) -> tuple[str, str]:

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
-from ops.bench.command import PARTS
+from ops.bench.command import BY_NAME, PARTS
+from ops.bench.compression import ENTRIES
 from ops.bench.latency import QUANTILES, SHARES
 from ops.bench.plan import SIZES
+from ops.bench.variant import VARIANTS
 from tests import journal
 
 
@@ -37,7 +39,7 @@ def of(document, part):
 
 def test_every_part_is_measured_and_each_ratio_is_of_its_round(document, output):
     assert json.loads((output / "bench.json").read_text()) == document
-    assert {line["part"] for line in document["lines"]} == {*PARTS, "curves"}
+    assert {line["part"] for line in document["lines"]} == {*PARTS, *BY_NAME, "curves"}
     for line in document["lines"]:
         assert line["value"] > 0 and len(line["rounds"]) == document["rounds"] == 1
         once, = line["rounds"]
@@ -65,6 +67,27 @@ def test_latency_is_told_at_each_share_of_the_top_rate_with_its_generators_laten
         values = [line["facts"][f"{name} ms"] for name in QUANTILES]
         assert values == sorted(values) and line["value"] == line["facts"]["p99 ms"]
         assert "generator late p99 ms" in line["facts"]
+
+
+def test_every_variant_of_the_table_is_held_against_the_table_as_it_is_made(document):
+    as_made, _, *others = of(document, "table")
+    assert [line["what"] for line in others] == [
+        f"{variant.name}{what}" for variant in VARIANTS for what in ("", ", CPU")]
+    assert all(line["limit_name"] == as_made["case"] for line in others)
+    found = {line["what"]: line["facts"] for line in others}
+    assert found["no BRIN"]["bytes indexes"] == 0 < as_made["facts"]["bytes indexes"]
+    assert found["and btree on trace_id"]["bytes indexes"] > 32 + as_made["facts"]["bytes indexes"]
+    assert found["UNLOGGED, emptied by a crash"]["bytes WAL"] < 0.1 * as_made["facts"]["bytes WAL"]
+
+
+def test_compression_is_held_against_what_each_program_spends(document):
+    for size in ENTRIES:
+        lines = {line["what"]: line for line in of(document, "compression") if line["case"] == f"batches of {size:,}"}
+        assert lines["zstd level 1"]["value"] < lines["zstd level 1"]["limit"]
+        assert lines["compress"]["limit"] == lines["zstd level 1"]["facts"]["cpu_us ingest"]
+        parts = sum(lines[name]["value"] for name in ("compress", "Redis", "decompress"))
+        assert lines["compress, Redis, decompress"]["value"] == pytest.approx(parts)
+        assert lines["compress, Redis, decompress"]["limit"] == lines["Redis"]["limit"]
 
 
 def test_the_curves_hold_each_point_against_one_of_their_own_and_show_memory(document):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ops.bench import load, peer, schedule, table, wrk
+from ops.bench import compression, load, peer, schedule, table, wrk
 from ops.bench.body import Bodies, events
 from ops.bench.client import get, posts
 from ops.bench.figure import Figure, lines, quantile
@@ -124,11 +124,14 @@ def test_the_table_shows_the_ratio_first_and_nothing_where_there_is_no_limit():
                {"cpu_us redis": 2.5}),
         Figure("end-to-end", "batches of 1", "alone", "events/s", 1234),
         Figure("replay", "WAL to stream", "replayed", "events/s", 10, "memory copy", 1000),
+        Figure("compression", "batches of 1", "compress", "us", 0.25, "edge", 2.5, {"bytes WAL": 17}),
     ]))
     rows = [row.split() for row in text.splitlines()]
     assert ["0.50", "(0.50", "to", "0.50)", "HTTP", "to", "COMMIT", "500", "events/s", "1,000", "bare", "COPY"] in rows
     assert ["alone", "1,234", "events/s"] in rows
     assert next(row for row in rows if "replayed" in row)[0] == "0.0100"
+    assert ["0.10", "(0.10", "to", "0.10)", "compress", "0.25", "us", "2.50", "edge"] in rows
+    assert ["batches", "of", "1,", "compress", "17"] in rows
     assert "replay, 1 round\n" in text and "2.50" in text
 
 
@@ -142,6 +145,18 @@ def test_bodies_of_any_size_hold_the_same_events():
         assert batch.count == 10 and batch.payload.count(batch.batch_id.encode()) == 10
     transactions = list(parts.transactions(95, 4000))
     assert sum(one.count(b"\n") for one in transactions) == 100 and len(transactions) > 1
+
+
+def test_each_batch_is_compressed_by_itself_and_costs_are_of_an_event():
+    pool = events(200)
+    for size in (1, 100):
+        batches = Bodies(pool, size).encoded
+        small = compression.packed(batches)
+        assert [compression.zstd.decompress(one.payload) for one in small] == [one.payload for one in batches]
+        found = compression.cost(batches)
+        assert found.plain_bytes == sum(len(one.payload) for one in batches) / 200
+        assert found.packed_bytes == sum(len(one.payload) for one in small) / 200
+        assert 0 < found.unpack_us and 0 < found.pack_us
 
 
 def test_fluent_bit_is_told_where_our_database_is():
