@@ -26,6 +26,7 @@ CANARY_HEADER = "Spillway-Canary"  # with the token, it has a request acknowledg
 
 KEYLESS = "0" * 64  # in place of a digest: no other request can come under that id
 
+_CANARY_CELL = f"\t{CANARY}\t".encode()
 _KEY_NAMESPACE = UUID("5b1c2f7e-0d53-4d9c-9a58-0c3f9e1d7a42")
 
 
@@ -66,7 +67,7 @@ class LoneEvent(Batch, frozen=True, kw_only=True):
 
 def is_canary(batch: Batch) -> bool:
     """Tells whether it says that it is one of our own; anybody may say so."""
-    return batch.count == 1 and f"\t{CANARY}\t".encode() in batch.payload
+    return batch.count == 1 and _CANARY_CELL in batch.payload
 
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -7,7 +7,7 @@ from ops.bench.load import Generator
 
 SIZES = (1, 10, 100, 1000, 10_000)
 # Connections by size of batch: enough that requests gather in both workers while a group is on its way.
-CONNECTIONS = {1: 128, 10: 128, 100: 64, 1000: 16, 10_000: 8}
+CONNECTIONS = {1: 256, 10: 128, 100: 64, 1000: 16, 10_000: 8}
 
 
 class Plan(NamedTuple):

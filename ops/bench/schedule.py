@@ -20,8 +20,8 @@ from ops.errors import BenchFailed
 _LEAD_S = 0.01
 _ANSWER_S = 60.0
 _MAX_BURST = 32
-# How often it looks. Woken for each request and each answer, it would take half a core from the server that it measures;
-# what comes of looking later is within the latencies.
+# How often it looks. Woken for each request and each answer, it would take half a core from the server that it
+# measures; what comes of looking later is within the latencies.
 _TICK_S = 0.0003
 
 
