@@ -80,7 +80,10 @@ class Consumer:
         return count
 
     def run(self, stop: threading.Event) -> None:
-        """Repeats `step` until `stop` is set. Waits, and never returns, because a server is away."""
+        """Repeats `step` until `stop` is set. Waits, and never returns, because a server is away.
+
+        A small load is followed by no other within 50 ms, so that events gather and the next one is larger.
+        """
         while not stop.is_set():
             ends_at = time.monotonic() + _LINGER_S
             try:
