@@ -6,7 +6,6 @@ from contextlib import closing
 import falcon.testing
 import psycopg2
 import pytest
-import redis
 
 from app import dead_letter, stream
 from app.letter_filter import Filter
@@ -14,13 +13,6 @@ from app.letterbox import Letterbox, Report
 from app.monitor import Monitor
 from tests import journal
 from tests.letter import bury, letters
-
-
-@pytest.fixture
-def client(redis_url):
-    with closing(redis.Redis.from_url(redis_url)) as client:
-        stream.ensure_group(client)
-        yield client
 
 
 @pytest.fixture
