@@ -15,11 +15,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 import redis
 
-from app import stream
 from ops.program import WORKER_CLASSES
 from tests.edge import CLIENT_TIMEOUT_S, Edge
 from tests.hostile import EVENT, FOLLOWER, HEAD, SIZE
-from tests.journal import ROOT, until
+from tests.journal import ROOT, in_stream, until
 from tests.machine import missing
 
 MIB = 1 << 20
@@ -99,7 +98,7 @@ def assert_kept(edge, clients, redis_url):
     until(lambda: edge.metric("ingest_requests_total", status="202") == len(answered), "the last to be counted")
     assert edge.metric("ingest_request_seconds_count") == len(answered)
     with closing(redis.Redis.from_url(redis_url, protocol=2)) as client:
-        stored = [fields[b"batch_id"].decode() for _, fields in client.xrange(stream.STREAM)]
+        stored = in_stream(client)
     assert sorted(stored) == sorted(batch_id for _, batch_id in answered)
 
 
