@@ -51,10 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_port: Annotated[Port, _doc("Port of the embedded Redis, on loopback.")] = 6380
     postgres_port: Annotated[Port, _doc("Port of the embedded PostgreSQL, on loopback.")] = 5433
     redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: 503.")] = 1024 * MIB
-    workers: Annotated[
-        int, Meta(ge=1, le=256),
-        _doc("Gunicorn workers of ingest: one for each two cores that it shares with the servers."),
-    ] = 1
+    workers: Annotated[int, Meta(ge=1, le=256), _doc("Gunicorn workers of ingest.")] = 2
     worker_class: Annotated[
         Literal["spillway", "gevent"],
         _doc("Gunicorn's worker class for ingest: `spillway`, a request loop of our own; `gevent`: gunicorn's."),

@@ -15,7 +15,7 @@ from ops.checkup.host_facts import HostFacts
 from ops.checkup.postgres_facts import PostgresFacts, Table
 from ops.checkup.redis_facts import RedisFacts
 
-SETTINGS = Settings(workers=2)
+SETTINGS = Settings()
 OPEN = Settings(open_bind="allow")
 GIB = 1 << 30
 TODAY = date(2026, 1, 31)
@@ -239,7 +239,7 @@ HOST_CASES = [
     (host_check.overcommit(host(overcommit=None)), "unknown", ""),
     (host_check.huge_pages(host(huge_pages="always")), "warn", "madvise"),
     (host_check.huge_pages(host(huge_pages=None)), "unknown", ""),
-    (host_check.wal_bound(Settings(workers=2, wal_max_bytes=16 << 20)), "bad", "503"),
+    (host_check.wal_bound(Settings(wal_max_bytes=16 << 20)), "bad", "503"),
     (host_check.deadline(Settings(redis_deadline_ms=10_000)), "warn", "250"),
     (host_check.deadline(Settings(redis_deadline_ms=10)), "warn", "250"),
     (next(host_check.exposure({"ingest": ["0.0.0.0"]}, SETTINGS)), "bad", "SPILLWAY_BIND=127.0.0.1"),

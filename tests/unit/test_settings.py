@@ -20,7 +20,7 @@ from tests.journal import ROOT
     ({"SPILLWAY_BIND": "0.0.0.0", "SPILLWAY_OPEN_BIND": "allow"}, "bind", "0.0.0.0"),
     ({"SPILLWAY_CONSUMER_NAME": "a.b_c:d-1"}, "consumer_name", "a.b_c:d-1"),
     ({}, "consumer_name", socket.gethostname()), ({"SPILLWAY_LOG_LEVEL": "DEBUG"}, "log_level", "DEBUG"),
-    ({"SPILLWAY_MAX_EVENT_BYTES": "1024"}, "max_event_bytes", 1024), ({"OTHER": "x", "PATH": "/"}, "workers", 1),
+    ({"SPILLWAY_MAX_EVENT_BYTES": "1024"}, "max_event_bytes", 1024), ({"OTHER": "x", "PATH": "/"}, "workers", 2),
 ])
 def test_a_setting_is_read_from_the_environment(environ, field, value):
     assert getattr(Settings.from_env(environ), field) == value
