@@ -190,8 +190,15 @@ class Letterbox:
         self._clear(wanted, report, is_chosen, list if is_dry else self.replay, limit)
 
     def purge_matching(self, wanted: Filter, report: Report, is_dry: bool = False, limit: int | None = None) -> None:
-        """Deletes the letters that the filter matches, in parts. Arguments and durability as above."""
-        self._clear(wanted, report, lambda _: True, list if is_dry else self.purge, limit)
+        """Deletes the letters that the filter matches, in parts. Arguments and durability as above.
+
+        A letter of merged requests that is found by one of them is left, unless it is named: it holds the others' too.
+        """
+        def is_chosen(letter: DeadLetter) -> bool:
+            is_whole = wanted.batch_id is None or letter.batch is None or letter.batch.batch_id == wanted.batch_id
+            return is_whole or letter.index is not None or bool(wanted.letter_ids)
+
+        self._clear(wanted, report, is_chosen, list if is_dry else self.purge, limit)
 
     def _clear(
         self, wanted: Filter, report: Report, is_chosen: Callable[[DeadLetter], bool],

@@ -173,7 +173,9 @@ def _purge(args: argparse.Namespace, letterbox: Letterbox, wanted: Filter) -> in
     try:
         letterbox.purge_matching(wanted, report, args.dry_run, args.limit)
     finally:
-        _sum_up("Would purge" if args.dry_run else "Purged", report.done, sys.stdout)
+        if count := report.left.count:
+            print(f"Left {_counted(count, 'letter')}: other requests are in there too; name it to purge them all.")
+        _sum_up("Would purge" if args.dry_run else "Purged", report.done, sys.stdout, report.left.count)
     return 0
 
 

@@ -12,7 +12,7 @@ from app.letter_filter import Filter
 from app.letterbox import Letterbox, Report
 from app.monitor import Monitor
 from tests import journal
-from tests.letter import bury, letters
+from tests.letter import bury, letters, lone
 
 
 @pytest.fixture
@@ -105,6 +105,21 @@ def test_a_letter_of_merged_requests_is_found_by_each_of_them_and_replayed_once(
     journal.drain(redis_url, database_url)
     assert journal.stored(database_url) == {ids[0]: ["a 0"], ids[1]: ["b 0"]}
     assert [letter.batch for letter in letters(client)] == [other]
+
+
+def test_a_purge_of_one_request_spares_the_others_unless_the_letter_is_named(client):
+    ids, one = journal.merge("a", "b")
+    whole = bury(client, one)
+    bury(client, lone(one, 0), dead_letter.BAD_EVENT)
+    letterbox, report = Letterbox(client), Report()
+    letterbox.purge_matching(Filter(batch_id=ids[0]), report)
+    assert (report.done.count, report.left.count) == (1, 1)
+    assert [letter.letter_id for letter in letters(client)] == [whole]
+    letterbox.purge_matching(Filter(batch_id=ids[0], letter_ids=(whole,)), Report())
+    assert letters(client) == []
+    bury(client, one)
+    letterbox.purge_matching(Filter(batch_id=one.batch_id), Report())
+    assert letters(client) == []
 
 
 def test_mended_events_come_back_and_are_stored_once(client, monitor, redis_url, database_url):
