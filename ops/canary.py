@@ -4,7 +4,6 @@ Most go as any client's do; every tenth asks for the write-ahead log, which woul
 needed. Late is not lost: one is lost when the database has answered for the whole deadline and had no row of it.
 """
 
-import http.client
 import json
 import logging
 import threading
@@ -13,13 +12,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from app import batch, log
-from ops import metric
+from ops import listener, metric
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ class Canary:
         self, url: str, database_url: str, token: str, deadline_s: float = _DEADLINE_S, every_s: float = _EVERY_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = urlsplit(url).netloc
+        self._url = url
         self._database_url = database_url
         self._token = token
         self._deadline_s = deadline_s
@@ -125,27 +123,20 @@ class Canary:
             if path == WAL and answer["durability"] != WAL:
                 logger.error(log.line("canary_not_in_wal", why="ingest runs with another SPILLWAY_CANARY_TOKEN"))
             self._note_refused(None)
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        except (*listener.ERRORS, ValueError, KeyError) as error:
             metric.canary_refused.inc()
             self._note_refused(error)
 
     def _posted(self, path: str) -> Any:
         """Returns what a 202 says. Raises OSError, HTTPException, or ValueError for any other answer."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": f"{batch.CANARY} {uuid.uuid4()}"}
+        headers = {"Idempotency-Key": f"{batch.CANARY} {uuid.uuid4()}"}
         if path == WAL:
             headers[batch.CANARY_HEADER] = self._token
         event = {"level": "INFO", "service": batch.CANARY, "message": f"canary by the {path}"}
-        # Not urllib: it would ask the environment's proxy for our own address.
-        connection = http.client.HTTPConnection(self._address, timeout=_ANSWER_S)
-        try:
-            connection.request("POST", "/ingest", json.dumps(event), headers)
-            response = connection.getresponse()
-            body = response.read()
-        finally:
-            connection.close()
-        if response.status != 202:
-            raise ValueError(f"{response.status}: {' '.join(body.decode(errors='replace').split())[:200]}")
-        return json.loads(body)
+        reply = listener.ask(self._url, "/ingest", _ANSWER_S, json.dumps(event).encode(), headers)
+        if reply.status != 202:
+            raise ValueError(f"{reply.status}: {reply.text}")
+        return json.loads(reply.body)
 
     def _look_for(self, one: Flight) -> None:
         is_stored = self._is_stored(one.batch_id)

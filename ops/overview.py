@@ -3,7 +3,6 @@
 Each part is asked at the same time as the others, and has a short deadline: what is down must not hide the rest.
 """
 
-import http.client
 import re
 import time
 from collections.abc import Callable
@@ -11,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg2
 
-from ops import secret
+from ops import listener, secret
 from ops.checkup.finding import size
 from ops.errors import Silent
 from ops.stack import Facts
@@ -104,22 +102,18 @@ def _part(ask: Callable[[], dict[str, Any]]) -> Part:
 
 def _get(url: str, path: str) -> dict[str, Any]:
     name = "admin" if path != "/readyz" else "ingest"
-    # Not urllib: it would ask the environment's proxy for our own address.
-    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=_TIMEOUT_S)) as connection:
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            body = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise Silent(f"{name} does not answer: {error}") from error
-    if path == "/metrics":
-        return _metrics(body.decode(errors="replace"))
     try:
-        found: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        reply = listener.ask(url, path, _TIMEOUT_S)
+    except listener.ERRORS as error:
+        raise Silent(f"{name} does not answer: {error}") from error
+    if path == "/metrics":
+        return _metrics(reply.body.decode(errors="replace"))
+    try:
+        found: dict[str, Any] = msgspec.json.decode(reply.body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise Silent(f"{name} answers {response.status}, and not in JSON") from error
-    if response.status != 200:
-        raise Silent(f"{name}: {found.get('detail', response.status)}")
+        raise Silent(f"{name} answers {reply.status}, and not in JSON") from error
+    if reply.status != 200:
+        raise Silent(f"{name}: {found.get('detail', reply.status)}")
     return found
 
 

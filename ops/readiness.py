@@ -1,15 +1,14 @@
 """Waits until a stack that was started answers, or says which program keeps it from that, with the end of its log."""
 
-import http.client
 import math
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg2
 
+from ops import listener
 from ops.errors import NotReady, StackFailed
 from ops.stack import Facts, Stack
 
@@ -87,14 +86,8 @@ def _connect(facts: Facts) -> str:
 
 
 def _get(name: str, url: str) -> str:
-    # Not urllib: it would ask the environment's proxy for our own address.
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_ANSWER_S)
     try:
-        connection.request("GET", "/readyz")
-        response = connection.getresponse()
-        body = response.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+        reply = listener.ask(url, "/readyz", _ANSWER_S)
+    except listener.ERRORS as error:
         return f"{name} does not answer on {url} ({error})"
-    finally:
-        connection.close()
-    return "" if response.status == 200 else f"{name} is not ready ({response.status}: {' '.join(body.split())[:200]})"
+    return "" if reply.status == 200 else f"{name} is not ready ({reply.status}: {reply.text})"

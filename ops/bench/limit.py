@@ -1,6 +1,5 @@
 """The limits: what this machine does without us of what our figures are held against."""
 
-import http.client
 import io
 import os
 import subprocess
@@ -10,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from app.batch import Batch
-from ops import scratch
+from ops import listener, scratch
 from ops.bench.body import Bodies
 from ops.bench.figure import quantile
 from ops.errors import BenchFailed
@@ -95,15 +93,11 @@ def empty_server() -> Iterator[str]:
 def _await_answer(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _START_S
     while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_START_S)
         try:
-            connection.request("GET", "/")
-            connection.getresponse().read()
+            listener.ask(url, "/", _START_S)
             return
         except OSError:
             time.sleep(0.05)
-        finally:
-            connection.close()
     raise BenchFailed("stock gunicorn did not start, which our rate of requests is held against")
 
 

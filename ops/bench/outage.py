@@ -3,12 +3,11 @@
 The consumers have nothing to load meanwhile, and the two cores are the edge's alone: the ratio may be above 1.
 """
 
-import http.client
 import json
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+from ops import listener
 from ops.bench import cpu, limit, passage
 from ops.bench.end_to_end import case
 from ops.bench.figure import Figure
@@ -48,16 +47,10 @@ def measure(rig: Rig, plan: Plan) -> Iterator[Figure]:
 def _await_wal(rig: Rig, body: bytes) -> int:
     """Posts until the WAL answers, and returns how many were accepted."""
     deadline = time.monotonic() + _SWITCH_S
-    connection = http.client.HTTPConnection(urlsplit(rig.ingest).netloc, timeout=_SWITCH_S)
     accepted = 0
-    try:
-        while time.monotonic() < deadline:
-            connection.request("POST", "/ingest", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            accepted += answer.status == 202
-            if answer.status == 202 and json.loads(text)["durability"] == "wal":
-                return accepted
-    finally:
-        connection.close()
+    while time.monotonic() < deadline:
+        reply = listener.ask(rig.ingest, "/ingest", _SWITCH_S, body)
+        accepted += reply.status == 202
+        if reply.status == 202 and json.loads(reply.body)["durability"] == "wal":
+            return accepted
     raise BenchFailed(f"no request was accepted from the WAL within {_SWITCH_S:.0f} s of Redis's end")

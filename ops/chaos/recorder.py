@@ -1,6 +1,5 @@
 """Looks at the service by the means that an operator has: the admin listener, the receipts and the logs."""
 
-import http.client
 import json
 import threading
 import time
@@ -9,11 +8,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import SpillwayError
+from ops import listener
 from ops.chaos.evidence import Answer, LogLine, Sample
 
 _EVERY_S = 0.5
@@ -124,17 +123,11 @@ def _sums(text: str) -> dict[str, float]:
 
 
 def _get(url: str, path: str) -> str:
-    # Not urllib: it would ask the environment's proxy for our own address.
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_ANSWER_S)
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read().decode()
-        return body if response.status == 200 else ""
-    except (OSError, http.client.HTTPException):
+        reply = listener.ask(url, path, _ANSWER_S)
+    except listener.ERRORS:
         return ""
-    finally:
-        connection.close()
+    return reply.body.decode() if reply.status == 200 else ""
 
 
 def _document(text: str) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """What is broken: a running stack, as the experiments see it."""
 
-import http.client
 import json
 import subprocess
 import time
@@ -8,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
+from ops import listener
 from ops.chaos.evidence import LogLine
 from ops.errors import ChaosFailed
 from ops.proxy import Proxy
@@ -110,14 +109,10 @@ class Target(ABC):
         Raises:
             ChaosFailed: It refused.
         """
-        connection = http.client.HTTPConnection(urlsplit(self.places.admin_url).netloc, timeout=_DEADLINE_S)
-        connection.request("POST", "/dead-letters/replay", b"{}", {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        body = response.read().decode()
-        connection.close()
-        if response.status != 200:
-            raise ChaosFailed(f"the replay was answered {response.status}: {body}")
-        answer: dict[str, Any] = json.loads(body)
+        reply = listener.ask(self.places.admin_url, "/dead-letters/replay", _DEADLINE_S, b"{}")
+        if reply.status != 200:
+            raise ChaosFailed(f"the replay was answered {reply.status}: {reply.text}")
+        answer: dict[str, Any] = json.loads(reply.body)
         return answer
 
 
