@@ -27,6 +27,7 @@ _MAX_GROUP_BYTES = 8 << 20
 _PROBE_EVERY_S = 0.5
 
 STREAM, WAL = "stream", "wal"
+_ACCEPTED = {one: (metric.accepted_batches.labels(one), metric.accepted_events.labels(one)) for one in (STREAM, WAL)}
 
 
 class Stream(Protocol):
@@ -69,6 +70,9 @@ class Committer:
         bounds: When the stream counts as away.
         is_wal_first: Write-ahead mode: groups go to the WAL alone.
         spawn: Starts greenlets.
+
+    Attributes:
+        next_id: As `Queue.next_id`: committed before the next one is asked for, its batch may be merged.
     """
 
     def __init__(self, stream: Stream, wal: Wal, prober: Stream, bounds: Bounds, is_wal_first: bool = False,
@@ -79,6 +83,7 @@ class Committer:
         self._bounds = bounds
         self._is_wal_first = is_wal_first
         self._waiting = Queue()
+        self.next_id = self._waiting.next_id
         self._oldest_at = 0.0
         self._has_waiting = Event()
         self._is_available = True
@@ -88,10 +93,6 @@ class Committer:
         self._has_spilled = False
         spawn(self._run)
         spawn(self._probe)
-
-    def next_id(self) -> str:
-        """Returns an id for a batch without a key: committed before the next one is asked for, it may be merged."""
-        return self._waiting.next_id()
 
     def commit(self, batch: Batch | None, is_for_wal: bool = False, sent_bytes: int = 0) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
@@ -121,7 +122,7 @@ class Committer:
             self._oldest_at = time.monotonic()
             try:
                 self._spilled(group if self._is_wal_first or not self._is_available else self._streamed(group))
-                metric.commit_seconds.observe(time.monotonic() - oldest_at)
+                metric.tally.observe(metric.commit_seconds, time.monotonic() - oldest_at)
             except Exception as error:
                 # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
                 logger.exception(log.line("commit_failed"))
@@ -131,7 +132,7 @@ class Committer:
         group = self._waiting.take(_MAX_GROUP_BYTES)
         if not self._waiting:
             self._has_waiting.clear()
-        metric.group_batches.observe(len(group))
+        metric.tally.observe(metric.group_batches, len(group))
         return group
 
     def _streamed(self, group: list[Parcel]) -> list[Parcel]:
@@ -232,9 +233,10 @@ def _confirm(group: list[Parcel], durability: str) -> None:
         ticket.settle(durability)
     wake(tickets)
     if batches := _batches(group):
-        metric.accepted_batches.labels(durability).inc(sum(1 for ticket in tickets if ticket.batch))
-        metric.accepted_events.labels(durability).inc(sum(batch.count for batch in batches))
-        metric.body_bytes.inc(sum(ticket.sent_bytes for ticket in tickets))
+        accepted_batches, accepted_events = _ACCEPTED[durability]
+        metric.tally.add(accepted_batches, sum([1 for ticket in tickets if ticket.batch]))
+        metric.tally.add(accepted_events, sum([batch.count for batch in batches]))
+        metric.tally.add(metric.body_bytes, sum([ticket.sent_bytes for ticket in tickets]))
 
 
 def _fail(group: list[Parcel], error: NotDurable) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import cache
 from typing import Any
 
 import falcon
@@ -9,6 +10,7 @@ import redis.retry
 from falcon import Request, Response
 from gevent import monkey
 from gevent.threadpool import ThreadPool
+from prometheus_client import Counter
 
 from app import log, metric, problem
 from app.appender import Appender
@@ -18,7 +20,6 @@ from app.ingest import Ingest
 from app.monitor import Monitor
 from app.settings import Settings
 from app.spill import Spill, make_writer
-from app.tally import Tally
 
 
 class Live:
@@ -44,23 +45,24 @@ class Ready:
 class CountStatus:
     """Middleware that counts the answers to `/ingest`."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-
     def process_response(self, req: Request, resp: Response, resource: Any, req_succeeded: bool) -> None:
         """Counts one answer, whatever made it."""
         if req.path == "/ingest":
-            self._tally.count(resp.status)
+            metric.tally.add(_requests(resp.status))
 
 
-def create_app(
-    committer: Committer, appender: Appender, settings: Settings, tally: Tally
-) -> "falcon.App[Request, Response]":
+@cache
+def _requests(status: int | str) -> Counter:
+    """Returns the counter for a status, given as its code or as the whole line."""
+    return metric.requests.labels(str(status)[:3])
+
+
+def create_app(committer: Committer, appender: Appender, settings: Settings) -> "falcon.App[Request, Response]":
     """Returns the WSGI application."""
-    app = falcon.App(middleware=[CountStatus(tally)])
+    app = falcon.App(middleware=[CountStatus()])
     app.req_options.keep_blank_qs_values = True
     problem.install(app)
-    app.add_route("/ingest", Ingest(committer, appender, settings, tally))
+    app.add_route("/ingest", Ingest(committer, appender, settings))
     app.add_route("/livez", Live())
     app.add_route("/readyz", Ready(committer))
     if settings.database_url:
@@ -86,6 +88,5 @@ def get_app() -> "falcon.App[Request, Response]":
     # A thread of its own: the hub's pool also resolves names, and one slow disk would stop that.
     spill = Spill(make_writer(settings), ThreadPool(1).apply)
     committer = Committer(appender, spill, prober, bounds, settings.wal == "always")
-    tally = Tally(metric.requests, metric.request_seconds)
-    tally.start()
-    return create_app(committer, appender, settings, tally)
+    metric.tally.start()
+    return create_app(committer, appender, settings)

@@ -19,7 +19,6 @@ from app.errors import NotDurable, Rejected
 from app.event import Defaults
 from app.form import FORMS, Form, Limits
 from app.settings import Settings
-from app.tally import Tally
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _CANARY_KEY = f"HTTP_{batch.CANARY_HEADER.upper().replace('-', '_')}"
@@ -33,11 +32,9 @@ class Ingest:
         committer: Confirms batches.
         appender: Says how durable the stream is.
         settings: Limits.
-        tally: Told how long each request took.
     """
 
-    def __init__(self, committer: Committer, appender: Appender, settings: Settings, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, committer: Committer, appender: Appender, settings: Settings) -> None:
         self._committer = committer
         self._appender = appender
         self._settings = settings
@@ -52,14 +49,15 @@ class Ingest:
             sent = self._read(req, hold)
             accepted = self._batch(req, sent, now_ns)
             hold(len(accepted.payload))
-            durability = self._committer.commit(accepted, self._is_for_wal(req), len(sent))  # HANDOVER 1 or 2
+            is_for_wal = _CANARY_KEY in req.env and self._is_for_wal(req)
+            durability = self._committer.commit(accepted, is_for_wal, len(sent))  # HANDOVER 1 or 2
             self._acknowledge(resp, accepted, durability)
         except Rejected as error:
             metric.rejected.labels(error.cause).inc()
             raise
         finally:
             hold.release()
-            self._tally.observe(time.monotonic() - started)
+            metric.tally.observe(metric.request_seconds, time.monotonic() - started)
 
     def _read(self, req: Request, hold: Callable[[int], None]) -> bytes:
         coding = req.env.get("HTTP_TRANSFER_ENCODING")
@@ -84,9 +82,9 @@ class Ingest:
         key = req.env.get("HTTP_IDEMPOTENCY_KEY")
         if key is not None and not _KEY.fullmatch(key):
             raise Rejected(400, "idempotency_key", "Idempotency-Key is 1 to 255 printable ASCII characters")
-        encoding = req.env.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-        text = body.decompress(sent, encoding, self._settings.max_decoded_bytes)
-        defaults = _defaults(req)
+        encoding = req.env.get("HTTP_CONTENT_ENCODING")
+        text = body.decompress(sent, encoding.strip().lower(), self._settings.max_decoded_bytes) if encoding else sent
+        defaults = _defaults(req) if req.query_string else []
         if key is None:
             name = self._committer.next_id(), batch.KEYLESS
         else:
@@ -100,8 +98,7 @@ class Ingest:
     def _is_for_wal(self, req: Request) -> bool:
         """Tells whether it is our canary that asks for the WAL; to anybody else the header means nothing."""
         token = self._settings.canary_token
-        given = req.env.get(_CANARY_KEY) if token else None
-        return given is not None and compare_digest(given.encode(), token.encode())
+        return bool(token) and compare_digest(req.env[_CANARY_KEY].encode(), token.encode())
 
     def _acknowledge(self, resp: Response, accepted: batch.Batch, durability: str) -> None:
         answer = {"batch_id": accepted.batch_id, "accepted": accepted.count, "durability": durability}
@@ -155,8 +152,6 @@ def _form(content_type: str | None) -> Form:
 
 
 def _defaults(req: Request) -> Defaults:
-    if not req.query_string:
-        return []
     defaults: list[tuple[str, str | int]] = []
     for name, value in req.params.items():
         if name not in _DEFAULTS:

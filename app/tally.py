@@ -1,4 +1,4 @@
-"""Tally: what every request counts, added up in memory and handed to prometheus_client ten times a second.
+"""Tally: what requests and groups count, added up in memory and handed to prometheus_client ten times a second.
 
 Each addition to its shared file takes a lock, a system call and two packed numbers: one by one they would cost more
 than to read the request. A SIGKILL loses a tenth of a second of it; what was stored is counted by the stores.
@@ -7,6 +7,7 @@ than to read the request. A SIGKILL loses a tenth of a second of it; what was st
 import atexit
 from bisect import bisect_left
 from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Sequence
 
 import gevent
@@ -27,40 +28,33 @@ class BulkHistogram(Histogram):
 
 
 class Tally:
-    """Requests by status, and how long they took.
+    """Additions to counters, and observations, that are not handed over yet."""
 
-    Args:
-        requests: By label `status`.
-        seconds: Of each request.
-    """
-
-    def __init__(self, requests: Counter, seconds: BulkHistogram) -> None:
-        self._requests = requests
-        self._seconds = seconds
-        self._statuses: Counts[int | str] = Counts()
-        self._durations: list[float] = []
+    def __init__(self) -> None:
+        self._added: defaultdict[Counter, float] = defaultdict(float)
+        self._observed: defaultdict[BulkHistogram, list[float]] = defaultdict(list)
 
     def start(self) -> None:
         """Hands over from now on, and for the last time when the process ends in order."""
         gevent.spawn(self._run)
         atexit.register(self.flush)
 
-    def count(self, status: int | str) -> None:
-        """Counts an answer by its status: the code, or a status line."""
-        self._statuses[status] += 1
+    def add(self, counter: Counter, amount: float = 1) -> None:
+        """Does what `inc` of the counter does: of one without labels, or with all of them given."""
+        self._added[counter] += amount
 
-    def observe(self, seconds: float) -> None:
-        """Notes how long a request took."""
-        self._durations.append(seconds)
+    def observe(self, histogram: BulkHistogram, amount: float) -> None:
+        """Does what `observe` of the histogram does."""
+        self._observed[histogram].append(amount)
 
     def flush(self) -> None:
         """Hands over what was added up."""
-        statuses, self._statuses = self._statuses, Counts()
-        durations, self._durations = self._durations, []
-        for status, count in statuses.items():
-            self._requests.labels(str(status)[:3]).inc(count)
-        if durations:
-            self._seconds.observe_all(durations)
+        added, self._added = self._added, defaultdict(float)
+        observed, self._observed = self._observed, defaultdict(list)
+        for counter, amount in added.items():
+            counter.inc(amount)
+        for histogram, amounts in observed.items():
+            histogram.observe_all(amounts)
 
     def _run(self) -> None:
         while True:

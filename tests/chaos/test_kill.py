@@ -123,6 +123,6 @@ def test_metrics_cover_every_process_of_the_host(stack):
         request = urllib.request.Request(f"{running.facts['ingest_url']}/ingest", b"one line",
                                          {"Content-Type": "text/plain"})
         urllib.request.urlopen(request).close()
-    assert metric(running, "ingest_accepted_events_total") == 20
+    journal.until(lambda: metric(running, "ingest_accepted_events_total") == 20, "the workers' count")
     journal.until(lambda: metric(running, "ingest_loaded_events_total") == 20, "the consumers' count")
     assert metric(running, "ingest_redis_up") == 1

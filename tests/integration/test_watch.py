@@ -179,7 +179,7 @@ def rows(database_url, path):
 def test_a_canary_becomes_a_row_by_the_way_that_it_is_sent(path, house, changed, client, database_url):
     canary = make_canary(house.url, database_url)
     canary.send(path)
-    assert house.metric("ingest_accepted_batches_total", durability=path) == 1
+    until(lambda: house.metric("ingest_accepted_batches_total", durability=path) == 1, "it to be counted")
     land(canary)
     assert rows(database_url, path) == 1
     assert changed("canary_sent_total", path=path) == 1 == changed("canary_latency_seconds_count", path=path)
@@ -286,7 +286,7 @@ def test_a_whole_stack_watches_itself(stack):
     running = stack(SPILLWAY_CANARY="on")
     until(lambda: metric(running, "ingest_canary_latency_seconds_count") >= 1, "a canary")
     until(lambda: metric(running, "ingest_canary_latency_seconds_count") >= 2, "the one by the WAL")
-    assert metric(running, "ingest_accepted_batches_total") >= 2
+    until(lambda: metric(running, "ingest_accepted_batches_total") >= 2, "both to be counted")
     until(lambda: metric(running, "wal_active") == 0, "the WAL to be drained")
     assert time.time() - metric(running, "ingest_canary_timestamp_seconds") < 60
     assert time.time() - metric(running, "ingest_audit_timestamp_seconds") < 120
