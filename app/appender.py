@@ -6,8 +6,8 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 import redis
@@ -33,6 +33,7 @@ class Appender:
     def __init__(self, url: str, timeout_s: float) -> None:
         # `make_connection` takes no room in the pool: it is used for reading the URL alone.
         self._connection = stream.pool(url, timeout_s).make_connection()
+        self._guard = _Guard(self.close)
         self._is_open = False
         self.fsync = "unknown"
 
@@ -49,7 +50,7 @@ class Appender:
             As `fsync` says on return of None; unknown if it raises, also by an exception from outside, such as a
             deadline's: the connection is closed then, so that no later call reads this one's replies.
         """
-        with self._guarded():
+        with self._guard:
             self._open()
             return self._sent(batches)
 
@@ -59,7 +60,7 @@ class Appender:
         Raises:
             StreamUnavailable: It cannot.
         """
-        with self._guarded():
+        with self._guard:
             self._open()
 
     def probe(self, max_bytes: int) -> None:
@@ -70,7 +71,7 @@ class Appender:
         Raises:
             StreamUnavailable: It does not, or they have more (`FULL`).
         """
-        with self._guarded():
+        with self._guard:
             self._open()
             _, size = self._called(("SET", stream.PROBE, "1", "PX", "10000"), ("MEMORY", "USAGE", stream.STREAM))
         if (size or 0) > max_bytes:
@@ -80,15 +81,6 @@ class Appender:
         """Closes the connection; the next call opens another."""
         self._is_open = False
         self._connection.disconnect()
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with stream.translated():
-                yield
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
         if self._is_open:
@@ -153,6 +145,25 @@ class Appender:
             raise  # LOADING is one of these: the whole connection is of no use.
         except redis.ResponseError as error:
             return stream.unavailable(error)
+
+
+class _Guard:
+    """Closes the connection on every failure, and turns what redis-py raises into `StreamUnavailable`. Made once: two
+    generators for each group cost a fiftieth of what a worker does under a middling load.
+    """
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self._close = close
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            return
+        self._close()
+        if isinstance(error, stream.FAILURES):
+            raise stream.unavailable(error) from error
 
 
 def _packed(*words: str | bytes | int) -> bytes:

@@ -109,8 +109,10 @@ def merged(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     if len(batches) == 1:
         return first
-    counts = {int(one.batch_id[-_DIGITS:], 16): one.count for one in batches}
-    parts = [counts.get(number, 0) for number in range(1, max(counts) + 1)]  # A number may have been given in vain.
+    parts = [one.count for one in batches]
+    if int(batches[-1].batch_id[-_DIGITS:], 16) != len(batches):  # Numbers, which ascend, were given in vain.
+        counts = {int(one.batch_id[-_DIGITS:], 16): one.count for one in batches}
+        parts = [counts.get(number, 0) for number in range(1, max(counts) + 1)]
     payload = b"".join([one.payload for one in batches])
     return Batch(whole_id(first.batch_id), sum(parts), KEYLESS, first.received_at, payload, parts=tuple(parts))
 
@@ -133,24 +135,24 @@ def places_of_part(part_id: str, parts: Sequence[int]) -> range:
 class Series:
     """Ids for requests that may be merged: UUIDv7 (RFC 9562, section 5.7) of 48 bits of milliseconds and 58 of chance,
     alike but for the last 16 bits, which number them from 1. The merged batch has the number 0.
+
+    Attributes:
+        count: Ids given out, `MAX` at most.
     """
+
+    MAX = 0xFFFF
 
     def __init__(self) -> None:
         chance = int.from_bytes(os.urandom(8), "big")
         number = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | 7 << 76 | (chance >> 52) << 64
         digits = f"{number | 0b10 << 62 | (chance & (1 << 46) - 1) << 16:032x}"
         self._stem = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:-_DIGITS]}"
-        self._count = 0
+        self.count = 0
 
     def next_id(self) -> str:
-        """Returns the next id; 65,535 at most."""
-        self._count += 1
-        return f"{self._stem}{self._count:04x}"
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it has no further id."""
-        return self._count == 0xFFFF
+        """Returns the next id."""
+        self.count += 1
+        return f"{self._stem}{self.count:04x}"
 
     def gave(self, batch_id: str) -> bool:
         """Tells whether an id is one of its own."""

@@ -34,11 +34,6 @@ class Parcel:
         self._minute = ""
         self._series = series
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more can be added."""
-        return self._count >= _MAX_EVENTS or self.size >= _MAX_BYTES
-
     def takes(self, batch: Batch) -> bool:
         """Tells whether the batch may be added: one of the series' ids, and small enough.
 
@@ -51,13 +46,14 @@ class Parcel:
             and not is_canary(batch)
         )
 
-    def add(self, ticket: Ticket) -> None:
-        """Adds a request."""
-        if ticket.batch:
-            self._count += ticket.batch.count
-            self.size += len(ticket.batch.payload)
-            self._minute = self._minute or ticket.batch.received_at[:16]
+    def add(self, ticket: Ticket) -> bool:
+        """Adds a request; returns whether more can be added."""
+        if batch := ticket.batch:
+            self._count += batch.count
+            self.size += len(batch.payload)
+            self._minute = self._minute or batch.received_at[:16]
         self.tickets.append(ticket)
+        return self._count < _MAX_EVENTS and self.size < _MAX_BYTES
 
     @property
     def batch(self) -> Batch | None:
@@ -80,7 +76,7 @@ class Queue:
 
     def next_id(self) -> str:
         """Returns an id for a batch without a key: put before the next one is asked for, it may be merged."""
-        if not self._open.tickets or self._series.is_spent:
+        if not self._open.tickets or self._series.count == Series.MAX:
             self._series = Series()  # A new one: its ids are to say when they were made.
             self._open = Parcel(self._series)
         return self._series.next_id()
@@ -91,8 +87,7 @@ class Queue:
         parcel = self._open if is_shared else Parcel(None, is_for_wal)
         if not parcel.tickets:
             self._parcels.append(parcel)
-        parcel.add(ticket)
-        if self._open.is_full:
+        if not parcel.add(ticket) and is_shared:
             self._open = Parcel(None)
 
     def take(self, max_bytes: int) -> list[Parcel]:

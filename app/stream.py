@@ -90,12 +90,15 @@ def _parts(text: bytes | None, count: int) -> tuple[int, ...]:
     return parts
 
 
+FAILURES = (redis.RedisError, OSError)  # what redis-py raises
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turns what redis-py raises into `StreamUnavailable` or `StreamLost`."""
     try:
         yield
-    except (redis.RedisError, OSError) as error:
+    except FAILURES as error:
         raise unavailable(error) from error
 
 
