@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _status(args: argparse.Namespace, settings: Settings) -> int:
     _show(list(map(_finding, segments(settings.wal_path))), args.json, settings.wal_path)
-    _warn(args, settings)
+    _warn(settings, args.json)
     return 0
 
 
@@ -79,7 +79,7 @@ def _verify(args: argparse.Namespace, settings: Settings) -> int:
     found = list(map(_finding, args.segment or segments(settings.wal_path)))
     _show(found, args.json, settings.wal_path)
     if not args.segment:
-        _warn(args, settings)
+        _warn(settings, args.json)
     return int(any(one.corrupt or one.error for one in found))
 
 
@@ -106,7 +106,8 @@ def _print(record: Record) -> int:
 
 
 def _repair(args: argparse.Namespace, settings: Settings) -> int:
-    damaged = [one for one in map(_finding, segments(settings.wal_path)) if one.error]
+    found = list(map(_finding, segments(settings.wal_path)))
+    damaged = [one for one in found if one.error]
     for one in damaged:
         path = settings.wal_path / one.segment
         if _is_in_use(path):
@@ -120,7 +121,9 @@ def _repair(args: argparse.Namespace, settings: Settings) -> int:
             FILES.sync_directory(quarantine)
             FILES.sync_directory(settings.wal_path)
     if not damaged:
-        print("Nothing to repair. The replayer recovers what can be read behind a damaged record by itself.")
+        print(f"Nothing to repair in {settings.wal_path}, which has {len(found)} segment{'s' * (len(found) != 1)}. "
+              "The replayer recovers what can be read behind a damaged record by itself.")
+    _warn(settings)
     return 0
 
 
@@ -160,11 +163,11 @@ def _document(record: Record) -> dict[str, Any]:
             "received_at": batch.received_at, "events": list(events(batch))}
 
 
-def _warn(args: argparse.Namespace, settings: Settings) -> None:
+def _warn(settings: Settings, is_json: bool = False) -> None:
     # That it is empty lets somebody throw a disk away: it must not be said of the wrong directory alone.
     if not _is_in_use(settings.wal_path):
         print(f"No replayer is at work on {settings.wal_path}: it is down, or the stack was started with another "
-              "SPILLWAY_DATA_DIR or SPILLWAY_WAL_DIR.", file=sys.stderr if args.json else sys.stdout)
+              "SPILLWAY_DATA_DIR or SPILLWAY_WAL_DIR.", file=sys.stderr if is_json else sys.stdout)
 
 
 def _show(found: list[Finding], is_json: bool, directory: Path) -> None:
