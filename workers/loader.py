@@ -123,7 +123,7 @@ class Loader:
             cursor.execute("SAVEPOINT proof")
             one = ledger.specimen()
             ledger.enter(cursor, [one], ["0-1"])
-            copy(cursor, [one])
+            copy(cursor, [one], "SAVEPOINT row")
             cursor.execute("ROLLBACK TO proof")
 
     def prepare(self) -> None:
@@ -189,12 +189,11 @@ def _outcome(verdict: Verdict, refused: dict[int, Refusal], dead_count: int) -> 
     )
 
 
-def copy(cursor: Cursor, batches: Sequence[Batch]) -> None:
-    """Copies the batches' rows. Raises psycopg2.Error."""
-    if not batches:
-        return
+def copy(cursor: Cursor, batches: Sequence[Batch], before: str) -> None:
+    """Copies the batches' rows, and runs statements before, in the same round trip. Raises psycopg2.Error."""
     # HANDOVER 4, copy
-    cursor.copy_expert(schema.COPY, io.BytesIO(b"".join([batch.payload for batch in batches])), _COPY_PIECE_BYTES)
+    rows = io.BytesIO(b"".join([batch.payload for batch in batches]))
+    cursor.copy_expert(f"{before}; {schema.COPY}", rows, _COPY_PIECE_BYTES)
     expected = sum(batch.count for batch in batches)
     if cursor.rowcount != expected:
         raise psycopg2.DataError(f"COPY took {cursor.rowcount} rows of {expected}: a payload does not hold its count")

@@ -21,7 +21,7 @@ from workers.sieve import Refusal, line_at_fault, refused
 _PART_BYTES = 1 << 20
 _MAX_DEAD = 1000  # of one batch: with more, the batch as a whole is to blame
 
-Copy = Callable[[Cursor, Sequence[Batch]], None]
+Copy = Callable[[Cursor, Sequence[Batch], str], None]
 
 
 class Trial:
@@ -30,7 +30,7 @@ class Trial:
     Args:
         cursor: Within the transaction.
         batches: What is to be stored.
-        copy: Copies batches' rows.
+        copy: Copies batches' rows, once it has run the statements that it is given.
 
     Attributes:
         refused: Of which batches, by their positions, nothing is stored, and why.
@@ -89,10 +89,9 @@ class _Attempt:
         self._mark = f"SAVEPOINT {savepoint}"
 
     def __call__(self, batches: Sequence[Batch]) -> Refusal | None:
-        self._cursor.execute(self._mark)
-        self._mark = f"RELEASE {self._savepoint}; SAVEPOINT {self._savepoint}"
+        mark, self._mark = self._mark, f"RELEASE {self._savepoint}; SAVEPOINT {self._savepoint}"
         try:
-            self._copy(self._cursor, batches)
+            self._copy(self._cursor, batches, mark)
         except psycopg2.Error as error:
             if blame(error) is not Blame.DATA:
                 raise

@@ -167,7 +167,7 @@ def close_postgres(target: Supervised) -> Heal:
 def end_backends(target: Supervised) -> Heal:
     """Those that are in the midst of a COPY, if there are any within some seconds; else all of our programs'."""
     for _ in range(200):
-        if _sql(target, f"{_END} AND query LIKE 'COPY%%' AND state = 'active'"):
+        if _sql(target, f"{_END} AND query LIKE '%%COPY log_events%%' AND state = 'active'"):
             return lambda: None
     _sql(target, _END)
     return lambda: None

@@ -22,12 +22,12 @@ point.arm(Trial, "run", "sift")
 copy = loader.copy
 
 
-def copy_or_die(cursor, batches):
+def copy_or_die(cursor, batches, before):
     """Dies of a batch that holds the word, every time."""
     _, _, word = os.environ["CRASH_POINT"].partition("poison:")
     if word and any(word.encode() in batch.payload for batch in batches):
         os.kill(os.getpid(), signal.SIGKILL)
-    copy(cursor, batches)
+    copy(cursor, batches, before)
 
 
 loader.copy = copy_or_die

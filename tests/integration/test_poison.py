@@ -126,9 +126,9 @@ def test_one_bad_event_has_its_part_of_the_load_copied_again_and_no_more(
     copied = []
     copy = loader.copy
 
-    def copy_and_note(cursor, batches):
+    def copy_and_note(cursor, batches, before):
         copied.extend(batches)
-        copy(cursor, batches)
+        copy(cursor, batches, before)
 
     monkeypatch.setattr(loader, "copy", copy_and_note)
     batches = [journal.make_batch("event", 1000) for _ in range(40)]

@@ -273,11 +273,16 @@ def test_a_backend_that_is_terminated_in_the_middle_of_a_load_costs_nothing(
     batches = [journal.make_batch() for _ in range(3)]
     journal.append(client, *batches)
     killed = 0
-    while killed < 3:
+
+    def has_killed_three():
+        nonlocal killed
         with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                           " WHERE query LIKE 'COPY log_events%' AND state = 'active' AND pid <> pg_backend_pid()")
+                           " WHERE query LIKE '%COPY log_events%' AND state = 'active' AND pid <> pg_backend_pid()")
             killed += cursor.fetchone()[0]
+        return killed >= 3
+
+    until(has_killed_three, "three loads to be ended")
     execute(database_url, "DROP TRIGGER slow ON log_events")
     until(lambda: is_drained(client), "all to be stored")
     check_stored_once(database_url, batches)

@@ -60,7 +60,8 @@ def slow_down(redis_url, database_url):
 
 def is_loading(database_url):
     with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY log_events%' AND state = 'active'")
+        cursor.execute("SELECT count(*) FROM pg_stat_activity"
+                       " WHERE query LIKE '%COPY log_events%' AND state = 'active' AND pid <> pg_backend_pid()")
         return cursor.fetchone()[0] > 0
 
 
