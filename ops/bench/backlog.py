@@ -1,12 +1,16 @@
 """The curve over the backlog: the rate while so many single-event batches wait, beside that while the fewest do.
 
 A backlog that is drained has each length for a moment alone, and a short one is less than a load. So its length is
-held, by a filler (`filler`), which both stacks pay for alike. What waits is what was not given to a consumer yet.
+held, by a filler (`filler`), which both stacks pay for alike: with Redis's CPU, and with its memory for the stock. What
+waits is what was not given to a consumer yet.
 
 A load takes up to thousands of such batches and up to seconds, and a turn ends in the midst of one. So events are not
 counted from the turn's beginning to its end, but for each consumer from the first load that it let go of within the
 turn to the last: whole loads, over the time that they took. CPU is that of the turn, over as many events as the rate
 makes of its time.
+
+Redis rewrites its file before each turn, and not within one: a fact of each figure says how long that takes, which
+grows with the backlog. It does so each time that its file has doubled.
 """
 
 import sys
@@ -121,6 +125,7 @@ def measure(short: Rig, long: Rig, plan: Plan, rounds: int) -> Iterator[Figure]:
     """
     first, *_ = plan.backlogs
     with ExitStack() as ends:
+        ends.enter_context(curve.unwatched(short, long))
         one, other = (_backlog(ends, rig, plan) for rig in (short, long))
         for length in plan.backlogs:
             turns = curve.by_turns(

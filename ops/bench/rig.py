@@ -29,7 +29,6 @@ _POLL_S = 0.005
 _STATE_POLL_S = 0.1
 _TIMEOUT_S = 10.0
 _FILL_BATCHES, _FILL_BYTES = 2_000, 4 << 20
-_WATCH = "watch"
 _SUPERUSER = "postgres"  # `ops.postgres_server` gives it the password of ours
 _LOADED = "ingest_loaded_events_total"
 _AT_WORK = """
@@ -171,13 +170,13 @@ class Rig:
         self._until(lambda: len(self.consumers()) == count and not any(one.pid for one in self._pool()[count:])
                     and self._reading() >= count, f"{count} consumers to be ready", _STATE_POLL_S)
 
-    def pause(self, is_paused: bool) -> None:
-        """Stops the consumers where they are, or lets them go on, all at once; and the watch, which reads the stream.
+    def pause(self, is_paused: bool, program: str = "consumers") -> None:
+        """Stops a program's processes where they are, or lets them go on, all at once.
 
         Returns once PostgreSQL has done what they had asked of it.
         """
         for process in self.stack.processes():
-            if process.state == "RUNNING" and process.name.startswith(("consumers:", _WATCH)):
+            if process.state == "RUNNING" and process.name.partition(":")[0] == program:
                 os.kill(process.pid, signal.SIGSTOP if is_paused else signal.SIGCONT)
         if is_paused:
             self._until(lambda: not self._number(_AT_WORK), "PostgreSQL to be at rest")
