@@ -79,29 +79,34 @@ class Backlog:
         self._filler = filler
         self._batches = batches
 
+    def fill(self, length: int) -> None:
+        """Makes it so long."""
+        self._rig.fill(islice(self._batches, max(0, length - self._rig.waiting())))
+
     def turn(self, length: int, least_s: float) -> Turn:
-        """Lets the consumers load for so long at least, while so many batches wait, or a few hundred less.
+        """Lets the consumers load for so long at least, while so many batches wait, but for what they have just taken.
 
         Raises:
             BenchFailed: One of them does not come to two whole loads.
         """
-        self._rig.fill(islice(self._batches, max(0, length - self._rig.waiting())))
+        self.fill(length)
         self._filler.stock(round(_STOCK_PER_S * least_s))
         rewrite_s = self._rig.settle()
         consumers = {one.pid: Progress(self._rig.loaded(one.pid)) for one in self._rig.consumers()}
-        before, filler_s, began_at = self._rig.usage(), time.process_time(), time.monotonic()
+        before, own_s, redis_s = self._rig.usage(), time.process_time(), self._filler.redis_s()
+        began_at = time.monotonic()
         self._rig.pause(False)
         try:
             with load.steady():
                 self._hold(length, consumers, began_at, least_s)
-            spent_s, filler_s = time.monotonic() - began_at, time.process_time() - filler_s
-            after, held = self._rig.usage(), curve.memory(self._rig)
+            spent_s, own_s = time.monotonic() - began_at, time.process_time() - own_s
+            after, held, redis_s = self._rig.usage(), curve.memory(self._rig), self._filler.redis_s() - redis_s
         finally:
             self._rig.pause(True)
         rate = sum(one.rate for one in consumers.values())
         count = round(rate * spent_s)
-        spent = cpu.per_event(before, after, count) | {"cpu_us load generator": filler_s / count * 1e6}
-        return Turn(rate, spent | held | {"rewrite s": rewrite_s})
+        spent = {"cpu_us load generator": own_s / count * 1e6, "cpu_us of redis, adding": redis_s / count * 1e6}
+        return Turn(rate, cpu.per_event(before, after, count) | spent | held | {"rewrite s": rewrite_s})
 
     def _hold(self, length: int, consumers: dict[int, Progress], began_at: float, least_s: float) -> None:
         while True:
@@ -128,6 +133,7 @@ def measure(short: Rig, long: Rig, plan: Plan, rounds: int) -> Iterator[Figure]:
         ends.enter_context(curve.unwatched(short, long))
         one, other = (_backlog(ends, rig, plan) for rig in (short, long))
         for length in plan.backlogs:
+            other.fill(length)  # takes long, and would stand between a turn and the one that it is held against
             turns = curve.by_turns(
                 lambda: one.turn(first, plan.hold_s), lambda: other.turn(length, plan.hold_s), rounds,
             )
