@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bench`."""
     parser.description = (
         "Measure, each figure beside its limit in the same run. Takes about 10 minutes and 3 GB of disk; --quick a "
-        "minute; table 4 minutes and 4 GB; compression 2 minutes; curves 15 minutes, 13 GB of disk and 3 GB of memory."
+        "minute; table 4 minutes and 4 GB; compression 2 minutes; curves 17 minutes, 13 GB of disk and 3 GB of memory."
     )
     option = parser.add_argument
     option("part", nargs="?", default="default", metavar="part",
