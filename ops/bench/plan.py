@@ -20,7 +20,8 @@ class Plan(NamedTuple):
         latency_s: At each rate of the open-loop load.
         drain_events: In the backlog that consumers drain.
         table_events: Rows that each variant of the table takes.
-        backlogs: Single-event batches in the stream, ascending.
+        backlogs: Single-event batches that wait in the stream, ascending.
+        hold_s: For how long each of them is held, at least.
         table_rows: Sizes of the table, ascending.
     """
 
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
     drain_events: int
     table_events: int
     backlogs: tuple[int, ...]
+    hold_s: float
     table_rows: tuple[int, ...]
 
 
@@ -39,6 +41,6 @@ def make(generator: Generator, is_quick: bool) -> Plan:
     pool = events(10_000 if is_quick else 50_000)
     bodies = {size: Bodies(pool, size) for size in SIZES}
     if is_quick:
-        return Plan(generator, bodies, 1, 2.0, 100_000, 50_000, (100, 1_000, 10_000), (0, 100_000))
-    return Plan(generator, bodies, 2, 10.0, 400_000, 200_000, (1_000, 10_000, 100_000, 1_000_000),
+        return Plan(generator, bodies, 1, 2.0, 100_000, 50_000, (1_000, 10_000), 1.0, (0, 100_000))
+    return Plan(generator, bodies, 2, 10.0, 400_000, 200_000, (1_000, 10_000, 100_000, 1_000_000), 6.0,
                 (0, 1_000_000, 5_000_000, 20_000_000))

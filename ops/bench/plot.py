@@ -64,18 +64,23 @@ def _drain(figure: Figure, lines: Sequence[Line]) -> None:
 
 
 def _bars(panel: Axes, lines: Sequence[Line], label: str, title: str, name: Callable[[str], str]) -> None:
-    ratios = [line.ratio or 0.0 for line in lines]
-    spans = [[ratio - (line.ratio_min or 0.0) for ratio, line in zip(ratios, lines)],
-             [(line.ratio_max or 0.0) - ratio for ratio, line in zip(ratios, lines)]]
-    panel.bar(range(len(lines)), ratios, 0.6, color=_BLUE, yerr=spans, ecolor=_INK, capsize=4)
+    _ratios(panel, lines)
     for at, line in enumerate(lines):
         panel.annotate(f"{line.value:,.0f}/s", (at, line.ratio_max or 0.0), (0, 5), textcoords="offset points",
                        ha="center", fontsize=9)
-    panel.axhline(1, color=_ORANGE, linewidth=1.2)
     panel.set_xticks(range(len(lines)), [name(line.case) for line in lines])
     panel.set_ylim(0, max(1.2, 1.1 * max(line.ratio_max or 0.0 for line in lines)))
     panel.set_xlabel(label)
     panel.set_title(f"{title}, as a part of a bare COPY of the same rows on one connection (the line)")
+
+
+def _ratios(panel: Axes, lines: Sequence[Line]) -> None:
+    """Draws ratios with their range over the rounds, and what they are to."""
+    ratios = [line.ratio or 0.0 for line in lines]
+    spans = [[ratio - (line.ratio_min or 0.0) for ratio, line in zip(ratios, lines)],
+             [(line.ratio_max or 0.0) - ratio for ratio, line in zip(ratios, lines)]]
+    panel.bar(range(len(lines)), ratios, 0.6, color=_BLUE, yerr=spans, ecolor=_INK, capsize=4)
+    panel.axhline(1, color=_ORANGE, linewidth=1.2)
     panel.set_axisbelow(True)
     panel.grid(axis="y")
 
@@ -103,28 +108,27 @@ def _latency(figure: Figure, lines: Sequence[Line]) -> None:
 
 
 def _curves(figure: Figure, lines: Sequence[Line]) -> None:
-    """Draws each curve, as a part of what it is held against."""
+    """Draws each curve, as a part of its first point."""
     groups: Mapping[str, list[Line]] = {
-        "workers": [line for line in lines if "worker" in line.case],
-        "left of the backlog, %": [line for line in lines if "% left" in line.case],
-        "rows in the table": [line for line in lines if "table" in line.case],
+        "gunicorn workers": [line for line in lines if "worker" in line.case],
+        "single-event batches that wait": [line for line in lines if line.case.startswith("backlog")],
+        "rows in the table": [line for line in lines if line.case.startswith("table")],
     }
     panels = figure.subplots(1, len(groups), sharey=True)
     for panel, (label, found) in zip(panels, groups.items()):
-        panel.bar(range(len(found)), [line.ratio or 0.0 for line in found], 0.6, color=_BLUE)
-        panel.axhline(1, color=_ORANGE, linewidth=1.2)
-        panel.set_axisbelow(True)
+        _ratios(panel, found)
+        panel.axhspan(0.9, 1.1, color=_ORANGE, alpha=0.15, linewidth=0, zorder=0)
+        for at, line in enumerate(found):
+            panel.annotate(f"{line.ratio:.2f}", (at, line.ratio_max or 0.0), (0, 4), textcoords="offset points",
+                           ha="center", fontsize=8)
         panel.set_xticks(range(len(found)), [_short(line.case) for line in found], rotation=30, ha="right", fontsize=8)
         panel.set_xlabel(label)
-        panel.set_ylim(bottom=0)
-        panel.grid(axis="y")
-    figure.suptitle("rate, as a part of the first's; of the backlog, as a part of the whole's", fontsize=11)
+    panels[0].set_ylim(0, 1.15 * max(1.1, *(line.ratio_max or 0.0 for line in lines)))
+    figure.suptitle("rate, as a part of that of the first, right beside it (the line; a tenth around it)", fontsize=11)
 
 
 def _short(case: str) -> str:
-    if "% left" in case:
-        return case.split(", ")[-1].split()[0]
-    return case.replace(" workers", "").replace(" worker", "").replace("table of ", "").replace("batches of ", "by ")
+    return re.sub(r" workers?| rows| batches$|table of |backlog of ", "", case).replace("batches of ", "by ")
 
 
 _PLOTS: dict[str, tuple[str, Callable[[Figure, Sequence[Line]], None]]] = {

@@ -5,14 +5,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import psycopg2
 import redis
+from prometheus_client.mmap_dict import MmapedDict
 
 from app import stream
 from app.appender import Appender
 from app.batch import Batch
+from ops import metrics_dir
 from ops.bench import cpu
 from ops.errors import BenchFailed
 from ops.stack import Stack
@@ -25,6 +29,12 @@ _POLL_S = 0.005
 _STATE_POLL_S = 0.1
 _TIMEOUT_S = 10.0
 _FILL_BATCHES, _FILL_BYTES = 2_000, 4 << 20
+_SUPERUSER = "postgres"  # `ops.postgres_server` gives it the password of ours
+_LOADED = "ingest_loaded_events_total"
+_AT_WORK = """
+SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+AND state = 'active' AND wait_event IS DISTINCT FROM 'ClientRead' AND wait_event IS DISTINCT FROM 'ClientWrite'
+"""
 
 
 class Rig:
@@ -65,19 +75,33 @@ class Rig:
 
     def stored(self) -> int:
         """Returns the events that are committed, by the ledger."""
-        with self._database.cursor() as cursor:
-            cursor.execute("SELECT coalesce(sum(event_count), 0) FROM log_batches")
-            return int(cursor.fetchone()[0])  # type: ignore[index]
+        return self._number("SELECT coalesce(sum(event_count), 0) FROM log_batches")
 
     def refused(self) -> int:
         """Returns the events that batches are committed without, by the ledger."""
-        with self._database.cursor() as cursor:
-            cursor.execute("SELECT coalesce(sum(cardinality(dead_events)), 0) FROM log_batches")
-            return int(cursor.fetchone()[0])  # type: ignore[index]
+        return self._number("SELECT coalesce(sum(cardinality(dead_events)), 0) FROM log_batches")
+
+    def loaded(self, pid: int) -> int:
+        """Returns the events that a consumer has committed and released since it began, by its own metric."""
+        path = metrics_dir.path(self.stack.state) / f"counter_{pid}.db"
+        values = MmapedDict.read_all_values_from_file(str(path))
+        return int(sum(value for key, value, _, _ in values if f'"{_LOADED}"' in key))
 
     def entries(self) -> int:
         """Returns the batches in the stream, given to a consumer or not."""
         return int(self._redis.xlen(stream.STREAM))
+
+    def waiting(self) -> int:
+        """Returns the batches in the stream that were not given to a consumer yet."""
+        with self._redis.pipeline() as both:  # a transaction
+            both.xlen(stream.STREAM)
+            both.xpending(stream.STREAM, stream.GROUP)
+            length, pending = both.execute()
+        return int(length) - int(pending["pending"])
+
+    def await_empty(self) -> None:
+        """Waits until nothing is left in the stream: all of it is committed, or buried."""
+        self._until(lambda: not self.entries(), "the stream to be empty")
 
     def await_stored(self, event_count: int) -> int:
         """Waits until so many events are committed and nothing is left in the stream; returns how many are.
@@ -112,6 +136,24 @@ class Rig:
             appender.close()
             self._redis.config_set("appendfsync", "always")
 
+    def settle(self) -> float:
+        """Has Redis rewrite its file and PostgreSQL write down all that is dirty, before a turn and not within it.
+
+        Returns:
+            Seconds that the rewriting took. From the first call on Redis does it no more of itself.
+        """
+        self._redis.config_set("auto-aof-rewrite-percentage", 0)
+        self._until(lambda: not self._is_rewriting(), "Redis to have rewritten its file")
+        started_at = time.monotonic()
+        self._redis.bgrewriteaof()
+        self._until(lambda: not self._is_rewriting(), "Redis to have rewritten its file")
+        spent_s = time.monotonic() - started_at
+        with closing(psycopg2.connect(self.facts.database_url, user=_SUPERUSER)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("CHECKPOINT")
+        return spent_s
+
     def consumers(self) -> list[Process]:
         """Returns the consumers that run."""
         return [one for one in self._pool() if one.state == "RUNNING"]
@@ -128,10 +170,16 @@ class Rig:
         self._until(lambda: len(self.consumers()) == count and not any(one.pid for one in self._pool()[count:])
                     and self._reading() >= count, f"{count} consumers to be ready", _STATE_POLL_S)
 
-    def pause(self, is_paused: bool) -> None:
-        """Stops the consumers where they are, or lets them go on, all at once."""
-        for process in self.consumers():
-            os.kill(process.pid, signal.SIGSTOP if is_paused else signal.SIGCONT)
+    def pause(self, is_paused: bool, program: str = "consumers") -> None:
+        """Stops a program's processes where they are, or lets them go on, all at once.
+
+        Returns once PostgreSQL has done what they had asked of it.
+        """
+        for process in self.stack.processes():
+            if process.state == "RUNNING" and process.name.partition(":")[0] == program:
+                os.kill(process.pid, signal.SIGSTOP if is_paused else signal.SIGCONT)
+        if is_paused:
+            self._until(lambda: not self._number(_AT_WORK), "PostgreSQL to be at rest")
 
     def stop(self, name: str) -> None:
         """Stops a program and waits until it has ended."""
@@ -147,6 +195,15 @@ class Rig:
     def usage(self) -> dict[str, float]:
         """Returns seconds of CPU so far, by program."""
         return cpu.usage(self.stack)
+
+    def _number(self, query: str) -> int:
+        with self._database.cursor() as cursor:
+            cursor.execute(query)
+            return int(cursor.fetchone()[0])  # type: ignore[index]
+
+    def _is_rewriting(self) -> bool:
+        found: Any = self._redis.info("persistence")
+        return bool(found["aof_rewrite_in_progress"] or found["aof_rewrite_scheduled"])
 
     def _state(self, name: str) -> str:
         return next(one.state for one in self.stack.processes() if one.name == name)

@@ -31,6 +31,7 @@ def render(lines: Sequence[Line]) -> str:
     parts += _grid("CPU, us an event", lines, "cpu_us ", ",.2f")
     parts += _grid("Bytes an event", lines, "bytes ", ",.0f")
     parts += _grid("Resident memory, MiB", lines, "memory MiB ", ",.0f")
+    parts += _grid("Redis's rewriting of its file, between the turns", lines, "rewrite ", ",.1f")
     parts += _grid("Consumers behind when the load ended, events; and s until they had caught up", lines, "", ",.1f",
                    ("backlog events", "catch-up s", "restart to loaded s"))
     return "\n".join(parts)

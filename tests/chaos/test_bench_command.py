@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ops.bench import load, plan
 from ops.bench.command import BY_NAME, PARTS
 from ops.bench.compression import ENTRIES
 from ops.bench.latency import QUANTILES, SHARES
@@ -90,12 +91,23 @@ def test_compression_is_held_against_what_each_program_spends(document):
         assert lines["compress, Redis, decompress"]["limit"] == lines["Redis"]["limit"]
 
 
-def test_the_curves_hold_each_point_against_one_of_their_own_and_show_memory(document):
-    first, *others = (line for line in of(document, "curves") if line["case"].startswith("table"))
-    assert first["ratio"] == 1 and {line["limit"] for line in others} == {first["value"]}
-    assert first["facts"]["memory MiB ingest"] > 0
-    backlogs = [line for line in of(document, "curves") if line["case"].startswith("backlog")]
-    assert backlogs[-1]["case"].endswith(" 0 % left") and len({line["limit"] for line in backlogs}) == 1
+def test_the_curves_hold_each_point_against_the_first_right_beside_it_and_show_memory(document):
+    one = plan.make(load.generator("own"), is_quick=True)
+    lines = of(document, "curves")
+    backlogs = [line for line in lines if line["limit_name"] == "1,000 batches"]
+    assert [line["case"] for line in backlogs] == [f"backlog of {length:,} batches" for length in one.backlogs]
+    tables = [line for line in lines if line["limit_name"] == "empty table"]
+    assert [line["case"] for line in tables] == [f"table of {rows:,} rows" for rows in one.table_rows]
+    # Measured anew beside each point, the first one's included: no two are the same figure.
+    assert len({line[name] for line in backlogs + tables for name in ("value", "limit")}) == 2 * len(backlogs + tables)
+    for line in backlogs + tables:
+        assert all(line["facts"][f"memory MiB {name}"] > 0 for name in ("ingest", "redis", "postgres", "watch"))
+        assert line["facts"]["cpu_us consumers"] > 0 and line["facts"]["rewrite s"] > 0
+    redis = [line["facts"]["memory MiB redis"] for line in backlogs]
+    assert redis == sorted(redis)
+    workers = [line for line in lines if line["limit_name"] == "1 worker"]
+    assert [line["case"].split(",")[0] for line in workers] == ["1 worker", "2 workers"] * 2
+    assert {line["case"] for line in lines} == {line["case"] for line in backlogs + tables + workers}
 
 
 def test_results_say_where_they_were_made_and_plots_follow_the_page(document, output):

@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
-from ops.bench import compression, load, peer, schedule, table, wrk
+from ops.bench import compression, curve, load, peer, schedule, table, wrk
+from ops.bench.backlog import Progress
 from ops.bench.body import Bodies, events
 from ops.bench.client import get, posts
+from ops.bench.curve import Turn
 from ops.bench.figure import Figure, lines, quantile
 from ops.bench.poison import poisoned
 from ops.errors import BenchFailed
@@ -110,6 +112,30 @@ def test_a_line_is_the_median_of_ratios_taken_within_a_round():
     assert line.facts == {"cpu_us redis": 30} and line.rounds == figures
     bare, = lines([Figure("p", "c", "w", "events/s", 5)])
     assert bare.ratio is None
+
+
+def test_a_point_is_held_against_the_first_before_and_after_it():
+    seen = []
+
+    def turn(name, rates):
+        seen.append(name)
+        return Turn(next(rates), {"name": name})
+
+    rates = iter((100.0, 80.0, 60.0)), iter((90.0, 70.0))
+    found = list(curve.by_turns(lambda: turn("first", rates[0]), lambda: turn("point", rates[1]), 2))
+    # The machine slows by a fifth a turn, and each ratio is 1 all the same.
+    assert [(point.rate, limit) for point, limit in found] == [(90.0, 90.0), (70.0, 70.0)]
+    assert seen == ["first", "point", "first", "point", "first"]
+    assert all(point.facts["name"] == "point" for point, _ in found)
+
+
+def test_a_rate_is_of_whole_loads_wherever_in_one_the_turn_begins_and_ends():
+    for began_at in (0.0, 0.3, 1.9):
+        consumer = Progress(5_000)
+        for at in range(100):  # a load of 20,000 every two seconds; seen ten times a second
+            consumer.note(began_at + at / 10, 5_000 + 20_000 * int((began_at + at / 10 + 0.001) / 2))
+        assert consumer.load_count in (3, 4) and consumer.rate == pytest.approx(10_000, rel=0.06)
+    assert Progress(7).load_count == 0
 
 
 def test_the_quantile_is_a_value_that_so_many_do_not_exceed():
