@@ -89,7 +89,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_inflight_bytes: Annotated[
         Bytes, _doc("Most bytes of batches that one worker holds unacknowledged; more: 503.")
     ] = 256 * MIB
-    load_max_bytes: Annotated[Bytes, _doc("Bytes that one transaction loads, give or take one entry.")] = 8 * MIB
+    load_max_bytes: Annotated[
+        Bytes, _doc("Bytes that one transaction loads, give or take one batch; no more than 4,000 batches.")
+    ] = 8 * MIB
     sink_retries: Annotated[
         int, Meta(ge=0, le=1_000_000),
         _doc("Times that a failed load is tried again before `SPILLWAY_SINK_POLICY` decides."),

@@ -21,8 +21,9 @@ from app.errors import SettingError, StreamLost, StreamUnavailable
 from app.moment import now
 from app.settings import Settings
 from workers import metric
+from workers.entry import Entry
 from workers.errors import Poison, Unavailable
-from workers.inbox import Entry, Inbox
+from workers.inbox import Inbox
 from workers.ledger import DeadEvent
 from workers.loader import Loader, Outcome
 from workers.outage import Outage, Policy
@@ -99,7 +100,7 @@ class Consumer:
         if self._held:
             try:
                 self._held = self._inbox.keep(self._held)
-                self._held += self._inbox.read_more(sum(len(entry.batch.payload) for entry in self._held))
+                self._held += self._inbox.read_more(self._held)
             except StreamLost:
                 return  # What is in hand may be all that is left of the stream: it is loaded first.
         if not self._held:

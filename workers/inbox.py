@@ -9,53 +9,30 @@ HANDOVER 5: stream → dead letters (tests/crash/test_load.py), by one script.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import redis
 
 from app import count, dead_letter, log, stream
-from app.batch import Batch
 from app.dead_letter import Death
 from app.moment import now
 from workers import metric, script
+from workers.entry import ALONE, SUSPECT_AT, Entry
 from workers.ledger import DeadEvent
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _NEW = ">"
 _BLOCK_MS = 1000
 _LOOK_BACK_EVERY_S = 2.0
 _KEYS = (stream.STREAM, stream.DEAD_LETTERS, stream.DEAD_EVENTS)
 
-# So many consumers ended without a word while they had it: from there on an entry is read, and so loaded, alone.
-_SUSPECT_AT = 3
-# A delivery for which PostgreSQL was shown to take others counts as so many.
-_ALONE = 1000
-
-
-class Entry(NamedTuple):
-    """A batch in the stream.
-
-    Attributes:
-        entry_id: Of the entry.
-        batch: What it holds.
-        deliveries: How often it was given to a consumer that has not said since that it lives; 1 for most.
-    """
-
-    entry_id: bytes
-    batch: Batch
-    deliveries: int = 1
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether consumers seem to die of it."""
-        return self.deliveries >= _SUSPECT_AT
-
-    @property
-    def deaths_alone(self) -> int:
-        """How many consumers ended without a word while they loaded it alone."""
-        return self.deliveries // _ALONE
+MAX_ENTRIES = 4000  # of a load: more take longer for each, and more memory of both sides
+# Of a call: one takes up to 16 us of Redis, which answers nobody meanwhile.
+_AT_A_TIME = 500
 
 
 class Inbox:
@@ -99,7 +76,7 @@ class Inbox:
             self._take_over()
             self.rewind()
         try:
-            return self._entries(self._old() or self._found(_NEW, self._max_bytes) or self._waited())
+            return self._entries(self._old() or self._found(_NEW, self._max_bytes, MAX_ENTRIES) or self._waited())
         except BaseException:
             self.rewind()  # It may have been delivered all the same.
             raise
@@ -108,19 +85,18 @@ class Inbox:
         """Returns the next of the entries that were read and not released, until there are none."""
         if self._start == _NEW:
             return []
-        found = self._found(self._start, self._max_bytes)
+        found = self._found(self._start, self._max_bytes, MAX_ENTRIES)
         self._start = found[-1][0].decode() if found else _NEW
         return found
 
-    def read_more(self, held_bytes: int) -> list[Entry]:
+    def read_more(self, held: Sequence[Entry]) -> list[Entry]:
         """Returns new entries that fit beside those that are held, without waiting for any.
 
         Raises:
             StreamUnavailable, StreamLost: As for `read`.
         """
-        if held_bytes >= self._max_bytes:
-            return []
-        return self._entries(self._found(_NEW, self._max_bytes - held_bytes))
+        held_bytes = sum(len(entry.batch.payload) for entry in held)
+        return self._entries(self._found(_NEW, self._max_bytes - held_bytes, MAX_ENTRIES - len(held)))
 
     def keep(self, entries: Sequence[Entry]) -> list[Entry]:
         """Tells that this consumer is alive, and that it was not these entries; returns those that are still its own.
@@ -129,7 +105,8 @@ class Inbox:
             StreamUnavailable: Redis is away or refuses.
             StreamLost: The group is gone.
         """
-        kept = set(self._run(script.KEEP, 1, *(entry.entry_id for entry in entries)))
+        kept = {entry_id for part in _parts(entries)
+                for entry_id in self._run(script.KEEP, 1, *(entry.entry_id for entry in part))}
         return [entry._replace(deliveries=1) for entry in entries if entry.entry_id in kept]
 
     def note_alone(self, entry: Entry) -> None:
@@ -138,20 +115,20 @@ class Inbox:
         Raises:
             StreamUnavailable, StreamLost: As for `keep`.
         """
-        self._run(script.KEEP, (entry.deaths_alone + 1) * _ALONE, entry.entry_id)
+        self._run(script.KEEP, (entry.deaths_alone + 1) * ALONE, entry.entry_id)
 
     def ack(self, done: Sequence[tuple[Entry, str]]) -> None:
-        """Releases entries that are still its own: acknowledged, deleted and counted, all or nothing.
+        """Releases entries that are still its own: acknowledged, deleted and counted, each with its part or not at all.
 
         Args:
             done: Entries, each with the kind that it is counted as (`app/count.py`).
 
         Raises:
-            StreamUnavailable: Unknown whether it happened; the ledger makes another load harmless.
+            StreamUnavailable: Unknown of which it happened; the ledger makes another load harmless.
         """
-        ordered = sorted(done, key=lambda pair: _place(pair[0].entry_id))
-        counts = count.packed([(entry.batch, kind) for entry, kind in ordered])
-        self._run(script.RELEASE, counts, *(entry.entry_id for entry, _ in ordered))  # HANDOVER 4, release
+        for part in _parts(sorted(done, key=lambda pair: _place(pair[0].entry_id))):
+            counts = count.packed([(entry.batch, kind) for entry, kind in part])
+            self._run(script.RELEASE, counts, *(entry.entry_id for entry, _ in part))  # HANDOVER 4, release
 
     def bury(self, entry_id: bytes, death: Death) -> None:
         """Moves an entry that is still its own to the dead letters.
@@ -192,8 +169,16 @@ class Inbox:
         with stream.translated():
             return self._scripts[text](keys=_KEYS, args=[stream.GROUP, self._consumer, *arguments])
 
-    def _found(self, start: str, budget: int) -> "list[tuple[bytes, list[bytes] | None, int]]":
-        found: list[tuple[bytes, list[bytes] | None, int]] = self._run(script.READ, start, budget, _SUSPECT_AT)
+    def _found(self, start: str | bytes, budget: int, most: int) -> "list[tuple[bytes, list[bytes] | None, int]]":
+        found: list[tuple[bytes, list[bytes] | None, int]] = []
+        while budget > 0 and len(found) < most:
+            count = min(_AT_A_TIME, most - len(found))
+            taken_bytes, part = self._run(script.READ, start, budget, SUSPECT_AT, count, len(found))
+            found += part
+            if len(part) < count:
+                break
+            budget -= taken_bytes
+            start = start if start == _NEW else part[-1][0]
         return found
 
     def _waited(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
@@ -237,6 +222,10 @@ class Inbox:
     def _note_lost(self, count: int) -> None:
         metric.lost_entries.inc(count)
         logger.critical(log.line("entries_lost", count=count, why="deleted while they were pending"))
+
+
+def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start:start + _AT_A_TIME] for start in range(0, len(items), _AT_A_TIME))
 
 
 def _place(entry_id: bytes) -> tuple[int, int]:

@@ -45,20 +45,21 @@ local function bury(fields, death, kind)
 end
 """
 
-# Arguments: the id to read after, the byte budget, from how many deliveries on an entry is read alone.
+# Arguments: the id to read after, the byte budget, from how many deliveries on an entry is read alone, the most
+# entries, how many were read just before.
 # Redis reads by count alone and entries are of any size, so this takes one after the other until the budget is spent.
-# Returns for each: id, fields (false if it was deleted), deliveries.
+# Returns the bytes, and for each entry: id, fields (false if it was deleted), deliveries.
 READ = _KEYS + """
-local start, budget, suspect_at = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local start, budget, suspect_at, most = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local entries, bytes, is_suspect = {}, 0, false
-while bytes < budget and not is_suspect do
+while bytes < budget and #entries < most and not is_suspect do
   local deliveries = 1
   if start ~= '>' then
     local row = redis.call('XPENDING', stream, group, '(' .. start, '+', 1, me)[1]
     if not row then break end
     deliveries = row[4] + 1
     is_suspect = deliveries >= suspect_at
-    if is_suspect and #entries > 0 then break end
+    if is_suspect and #entries + ARGV[7] > 0 then break end
   end
   local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, start)
   local entry = reply and reply[1][2][1]
@@ -67,7 +68,7 @@ while bytes < budget and not is_suspect do
   if start ~= '>' then start = entry[1] end
   for i = 2, #(entry[2] or {}), 2 do bytes = bytes + #entry[2][i] end
 end
-return entries
+return {bytes, entries}
 """
 
 # Arguments: as what they are counted, as `count.packed` says; ids in the stream's order. Releases those that are still

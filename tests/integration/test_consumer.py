@@ -9,11 +9,11 @@ import psycopg2
 import pytest
 import redis
 
-from app import batch, stream
+from app import batch, count, stream
 from tests import journal
 from workers import schema
 from workers.errors import Unavailable
-from workers.inbox import Inbox
+from workers.inbox import MAX_ENTRIES, Inbox
 
 
 @pytest.fixture
@@ -119,6 +119,31 @@ def test_a_read_takes_no_further_entry_once_its_bytes_are_spent(client):
         reads.append([entry.entry_id for entry in inbox.read()])
     assert [entry_id for read in reads for entry_id in read] == ids
     assert max(map(len, reads)) <= 3
+
+
+def test_no_call_keeps_redis_from_others_for_long_however_many_entries_wait(client):
+    ids = journal.append(client, *(journal.make_batch(count=1) for _ in range(MAX_ENTRIES + 700)))
+    for _ in range(2):  # new to the consumer, and then its own of before
+        inbox = Inbox(client, "consumer-00", 1 << 30)
+        first, first_calls = called(client, inbox.read)
+        second, _ = called(client, inbox.read)
+        assert [entry.entry_id for entry in first + second] == ids
+        assert len(first) == MAX_ENTRIES and len(first) / first_calls <= 500
+    kept, calls = called(client, lambda: inbox.keep(first))
+    assert [entry.entry_id for entry in kept] == ids[:MAX_ENTRIES] and len(kept) / calls <= 500
+    assert inbox.read_more(first) == []
+    _, calls = called(client, lambda: inbox.ack([(entry, count.LOADED) for entry in reversed(first)]))
+    assert len(first) / calls <= 500
+    assert [entry_id for entry_id, _ in client.xrange(stream.STREAM)] == ids[MAX_ENTRIES:]
+    kinds, = count.read(client.hgetall(count.KEY)).values()
+    assert kinds == {count.LOADED: MAX_ENTRIES}
+
+
+def called(client, function):
+    """Returns what a function does, and in how many calls of scripts."""
+    before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    found = function()
+    return found, client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
 
 
 def test_memory_is_bounded_by_bytes_whatever_the_size_of_the_entries(client):

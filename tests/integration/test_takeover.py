@@ -183,3 +183,14 @@ def test_a_suspect_is_read_alone(client):
     client.xclaim(stream.STREAM, stream.GROUP, "consumer-00", 0, [ids[1]], retrycount=5, justid=True)
     inbox = Inbox(client, "consumer-00", 1 << 20)
     assert [[entry.entry_id for entry in inbox.read()] for _ in range(3)] == [[ids[0]], [ids[1]], ids[2:]]
+
+
+@pytest.mark.parametrize("place", [499, 500, 501])
+def test_a_suspect_is_read_alone_wherever_in_a_long_backlog_it_is(place, client):
+    ids = journal.append(client, *(journal.make_batch(count=1) for _ in range(600)))
+    client.xreadgroup(stream.GROUP, "consumer-00", {stream.STREAM: ">"})
+    client.xclaim(stream.STREAM, stream.GROUP, "consumer-00", 0, [ids[place]], retrycount=5, justid=True)
+    inbox = Inbox(client, "consumer-00", 1 << 20)
+    found = [inbox.read() for _ in range(3)]
+    assert [[entry.entry_id for entry in part] for part in found] == [ids[:place], [ids[place]], ids[place + 1:]]
+    assert found[1][0].deliveries == 6

@@ -1,0 +1,34 @@
+"""Entry: a batch in the stream, as the consumer that it was given to has it."""
+
+from typing import NamedTuple
+
+from app.batch import Batch
+
+# So many consumers ended without a word while they had it: from there on an entry is read, and so loaded, alone.
+SUSPECT_AT = 3
+# A delivery for which PostgreSQL was shown to take others counts as so many.
+ALONE = 1000
+
+
+class Entry(NamedTuple):
+    """A batch in the stream.
+
+    Attributes:
+        entry_id: Of the entry.
+        batch: What it holds.
+        deliveries: How often it was given to a consumer that has not said since that it lives; 1 for most.
+    """
+
+    entry_id: bytes
+    batch: Batch
+    deliveries: int = 1
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether consumers seem to die of it."""
+        return self.deliveries >= SUSPECT_AT
+
+    @property
+    def deaths_alone(self) -> int:
+        """How many consumers ended without a word while they loaded it alone."""
+        return self.deliveries // ALONE
