@@ -118,17 +118,14 @@ class Connection:
         is_waiting_again = self.is_idle and self._has_served
         deadline = time.monotonic() + (terms.idle_timeout_s if is_waiting_again else terms.head_timeout_s)
         while piece := wire.receive(deadline):
-            has_begun = not self.is_idle
-            if not has_begun:
-                self.is_idle = False
+            if self.is_idle:
+                self.is_idle, deadline = False, time.monotonic() + terms.head_timeout_s
                 piece = piece.removeprefix(b"\r\n")
             searched = max(0, len(wire.buffer) - 3)
             wire.buffer += piece
             if (end := wire.buffer.find(END, searched)) >= 0:
                 return end
             check_unfinished(wire.buffer, terms.limits)
-            if not has_begun:
-                deadline = time.monotonic() + terms.head_timeout_s
         self.is_idle = False
         if wire.is_expired and wire.buffer:
             raise Rejected(408, "slow_head", f"the head took over {terms.head_timeout_s} s")

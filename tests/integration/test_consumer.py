@@ -10,8 +10,9 @@ import pytest
 import redis
 
 from app import batch, count, stream
+from app.errors import StreamUnavailable
 from tests import journal
-from workers import schema
+from workers import schema, script
 from workers.errors import Unavailable
 from workers.inbox import MAX_ENTRIES, Inbox
 
@@ -137,6 +138,30 @@ def test_no_call_keeps_redis_from_others_for_long_however_many_entries_wait(clie
     assert [entry_id for entry_id, _ in client.xrange(stream.STREAM)] == ids[MAX_ENTRIES:]
     kinds, = count.read(client.hgetall(count.KEY)).values()
     assert kinds == {count.LOADED: MAX_ENTRIES}
+
+
+def test_a_release_that_ends_half_way_is_done_again_and_counted_once(client, redis_url, database_url, monkeypatch):
+    batches = [journal.make_batch(count=1) for _ in range(700)]
+    journal.append(client, *batches)
+    consumer = journal.make_consumer(redis_url, database_url)
+    run, releases = Inbox._run, []
+
+    def run_once(self, text, *arguments):
+        if text == script.RELEASE:
+            releases.append(text)
+            if len(releases) == 2:
+                raise StreamUnavailable("connect", "gone")
+        return run(self, text, *arguments)
+
+    monkeypatch.setattr(Inbox, "_run", run_once)
+    with pytest.raises(StreamUnavailable):
+        consumer.step()
+    assert client.xlen(stream.STREAM) == 200
+    consumer.step()
+    assert client.xlen(stream.STREAM) == 0
+    assert journal.stored(database_url) == {one.batch_id: journal.messages(one) for one in batches}
+    kinds, = count.read(client.hgetall(count.KEY)).values()
+    assert kinds == {count.LOADED: len(batches)}
 
 
 def called(client, function):
