@@ -146,6 +146,21 @@ class ReorderingFiles(Files):
             os.fsync(other.fileno())
 
 
+class IntrudedFiles(Files):
+    """Has an intruder cut a segment in use short, to its first page, in the midst of the sync with the given number."""
+
+    def __init__(self, number):
+        self._count = number
+
+    def sync(self, fd):
+        """Syncs what is left."""
+        if ".draft" not in os.readlink(f"/proc/self/fd/{fd}"):
+            self._count -= 1
+            if self._count == 0:
+                os.truncate(fd, 4096)
+        super().sync(fd)
+
+
 class LossyFiles(Files):
     """Real files that remember what was synced, and lose the rest on `power_loss`.
 

@@ -21,8 +21,7 @@ _SEAL_BYTES = frame.framed_bytes(0)
 # written, as zeros, by the sync of one of them.
 _SMALL_BYTES = 64 << 10
 _AHEAD_BYTES = 512 << 10
-# About what one call writes of a larger one.
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES = 1 << 20  # about what one call writes of a larger one
 _NAME = re.compile(r"([0-9]{20})-([0-9a-f]{32})\.wal")
 
 
@@ -184,7 +183,9 @@ class Segment:
         Durability:
             Adds nothing: the last frame only says how far the last sync went.
         """
-        self._store_head(b"", frame.IS_SEAL)
+        with suppress(OSError):
+            if self._files.size(self._fd) == self.size:  # a store behind the end of the file would be a SIGBUS
+                self._store_head(b"", frame.IS_SEAL)
         self._close()
 
     def discard(self) -> None:
@@ -244,7 +245,6 @@ class Segment:
         if mapping := getattr(self, "_mapping", None):
             mapping.close()
         # All that was ever acknowledged is synced: closing cannot lose it, whatever it says.
-        with suppress(OSError):
-            self._files.unlock(self._fd)
-        with suppress(OSError):
-            self._files.close(self._fd)
+        for end in (self._files.unlock, self._files.close):
+            with suppress(OSError):
+                end(self._fd)

@@ -123,37 +123,58 @@ def test_the_reader_syncs_the_removal_of_a_segment_and_the_copy_of_a_damaged_one
 
 
 def stop_and_cut(victim, root, size):
-    """Stops the writer, cuts the segment that it is writing to short, and lets it go on. Returns the moment."""
+    """Stops the writer where its segment has frames behind that size, cuts them off, and lets it go on.
+
+    Returns the moment.
+    """
     while True:
         victim.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, victim.process.pid, os.WSTOPPED)
         path = segments(root / "log")[-1]
         reader = SegmentReader(path)
-        is_live = not reader.is_sealed
+        reaches_behind = any(record.offset > size for record in reader.read(1 << 20)) and not reader.is_sealed
         reader.close()
-        if is_live:
+        if reaches_behind:
             os.truncate(path, size)
         cut_at_ns = time.monotonic_ns()
         victim.process.send_signal(signal.SIGCONT)
-        if is_live:
+        if reaches_behind:
             return cut_at_ns
 
 
-def test_a_writer_whose_segment_an_intruder_cuts_short_dies_and_what_it_began_to_write_later_and_confirmed_is_there(
-    tmp_path,
-):
+def begun_after(victim, cut_at_ns):
+    """Returns the labels of what the writer began to write after the cut, and confirmed."""
+    numbers = [ack.number for ack in victim.acks if ack.began_at_ns > cut_at_ns]
+    return {label for number in numbers for label in labels_of("cut", 200, number)}
+
+
+def test_when_an_intruder_has_cut_a_segment_short_what_its_writer_begins_to_write_later_and_confirms_is_there(tmp_path):
     with Victim(tmp_path, "cut") as victim:
         until(lambda: victim.poll() >= 20, "the writer to write")
         early = [SegmentReader(path) for path in segments(tmp_path / "log")]
         cut_at_ns = stop_and_cut(victim, tmp_path, 4096)
-        assert victim.end() == -signal.SIGBUS, victim.errors
+        # Only a store between the writer's look at the length and the cut is its end.
+        until(
+            lambda: victim.process.poll() or (victim.poll(), len(begun_after(victim, cut_at_ns)) >= 60)[1],
+            "the writer to go on",
+        )
+        victim.process.kill()
+        assert victim.end() in (-signal.SIGKILL, -signal.SIGBUS), victim.errors
     for reader in early:
         until(lambda: (reader.read(1 << 20), reader.is_drained)[1], "a reader from before to come to the end")
         reader.close()
     payloads, _, corrupt_count = drain(tmp_path)
-    assert corrupt_count == 1 and len(list((tmp_path / "quarantine").iterdir())) == 1
-    later = {label for ack in victim.acks if ack.began_at_ns > cut_at_ns for label in labels_of("cut", 200, ack.number)}
-    assert later <= {label_of(payload) for payload in payloads} <= victim.tried()
+    assert corrupt_count >= 1 and len(list((tmp_path / "quarantine").iterdir())) == 1
+    assert begun_after(victim, cut_at_ns) <= {label_of(payload) for payload in payloads} <= victim.tried()
+
+
+def test_a_writer_whose_segment_is_cut_short_under_its_sync_lives_and_stores_that_group_in_another(tmp_path):
+    with Victim(tmp_path, "cut", groups=60, fault="intrude:20") as victim:
+        assert victim.end() == 0, victim.errors
+    payloads, _, corrupt_count = drain(tmp_path)
+    assert corrupt_count == 1
+    later = {label for number in range(19, 60) for label in labels_of("cut", 200, number)}
+    assert len(victim.acks) == 60 and later <= {label_of(payload) for payload in payloads} <= victim.tried()
 
 
 def cut_behind_the_first(root, writer):

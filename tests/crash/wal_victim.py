@@ -1,7 +1,7 @@
 """A real writer process that says which of its numbered records are confirmed, a test's hold on it, and a follower.
 
 Arguments of the process: the root of the log, its own name, bytes of padding, after how many groups it ends (0: never),
-and its fault: none, `cut:<number>` or `reorder:<number>:<seed>`, after the disks in `tests.wal_disk`.
+and its fault: none, `cut:<number>`, `reorder:<number>:<seed>` or `intrude:<number>`, after those in `tests.wal_disk`.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.wal_disk import CutFiles, ReorderingFiles, writer_at
+from tests.wal_disk import CutFiles, IntrudedFiles, ReorderingFiles, writer_at
 from wal.errors import WalFull
 from wal.file import Files
 from wal.reader import SegmentReader, segments
@@ -51,6 +51,7 @@ class Victim:
             [*map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
         self.errors = ""
+        self._has_ended = False
         self._name, self._padding, self._said = name, padding, b""
         os.set_blocking(self.process.stdout.fileno(), False)
 
@@ -69,9 +70,11 @@ class Victim:
 
     def end(self):
         """Waits for its end, and returns its exit status."""
-        out, errors = self.process.communicate(timeout=DEADLINE_S)
-        self._said += out or b""
-        self.errors += (errors or b"").decode()
+        if not self._has_ended:
+            out, errors = self.process.communicate(timeout=DEADLINE_S)
+            self._said += out or b""
+            self.errors = errors.decode()
+            self._has_ended = True
         return self.process.returncode
 
     @property
@@ -138,6 +141,8 @@ def files_of(disk, fault):
     kind, *numbers = fault.split(":")
     if not kind:
         return Files()
+    if kind == "intrude":
+        return IntrudedFiles(*map(int, numbers))
     return {"cut": CutFiles, "reorder": ReorderingFiles}[kind](disk, *map(int, numbers))
 
 
