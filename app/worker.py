@@ -24,12 +24,15 @@ from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
+from app import census
 from app.errors import SettingError
 from app.settings import Settings
 from app.wire import SecureWire, Wire
 
 _TICK_S = 0.25
 _IDLE_GRACE_S = 1.0
+# How long, and how often, a connection is left to a worker that has fewer, should that one come by.
+_LEAVE_S, _LEAVE_TIMES = 0.001, 4
 
 # What gunicorn's own loop does on top, and this one does not: refused rather than forgotten.
 _UNSUPPORTED = (
@@ -69,6 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._tick()
             stopping.wait(_TICK_S)
         gevent.killall(acceptors)
+        census.forget(self.age)
         self._stop()
 
     def handle_exit(self, sig: int, frame: object) -> None:
@@ -111,10 +115,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 connection.wire.expire()
 
     def _accept(self, listener: socket.socket) -> None:
-        """Takes one connection each time that the hub comes by, so that other workers get theirs."""
+        """Takes one connection each time that the hub comes by: other workers get theirs, those with fewer first."""
         while True:
             self._pool.wait_available()
             socket.wait_read(listener.fileno())
+            for _ in range(_LEAVE_TIMES):
+                if census.may_take(self.age, len(self._pool)):
+                    break
+                gevent.sleep(_LEAVE_S)
             self._accept_one(listener)
 
     def _accept_one(self, listener: socket.socket) -> bool:

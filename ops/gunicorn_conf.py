@@ -1,12 +1,15 @@
 """Gunicorn's settings for ingest and admin; address, workers, their class for ingest and app stand on the command line
 (`ops/program.py`).
 
-Imports the standard library alone: gevent patches after the fork, and what is imported here would stay unpatched.
+Imports the standard library, and what does with that alone: gevent patches after the fork, and what is imported here
+would stay unpatched.
 """
 
 import os
 from pathlib import Path
 from types import SimpleNamespace
+
+from app import census
 
 worker_class = "gevent"
 worker_connections = 500
@@ -29,9 +32,11 @@ loglevel = (os.environ.get("SPILLWAY_LOG_LEVEL") or "INFO").lower()
 
 
 def child_exit(server: object, worker: SimpleNamespace) -> None:
-    """Forgets the live gauges of a worker that has ended, as `prometheus_client.multiprocess.mark_process_dead` does.
+    """Forgets a worker that has ended: its connections, and its live gauges, as `prometheus_client.multiprocess`'s
+    `mark_process_dead` does.
 
     Not by calling it: the arbiter would import the library unpatched, and every later worker inherit it.
     """
+    census.forget(worker.age)
     for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"gauge_live*_{worker.pid}.db"):
         path.unlink(missing_ok=True)

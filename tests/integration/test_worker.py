@@ -285,18 +285,29 @@ def test_more_connections_than_allowed_wait_until_there_is_room(start):
             assert late.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_two_workers_share_the_connections(start):
+def test_a_worker_with_fewer_connections_gets_the_next_ones_and_one_that_stands_still_keeps_none_waiting(start):
     edge = start("--workers", "2")
     until(lambda: len(edge.pids()) == 2, "two workers")
+    behind, ahead = edge.pids()
     with ExitStack() as held:
-        def both_have_some():
-            connections = [held.enter_context(edge.connection()) for _ in range(20)]
+        def connect(count):
+            connections = [held.enter_context(edge.connection()) for _ in range(count)]
             for connection in connections:
                 connection.sendall(LIVE)
             for connection in connections:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-            return all(edge.connection_count(pid) for pid in edge.pids())
-        until(both_have_some, "either to have some")
+
+        until(lambda: (connect(2), all(map(edge.connection_count, (behind, ahead))))[1], "either to have some")
+        os.kill(behind, signal.SIGSTOP)
+        try:
+            connect(20)
+        finally:
+            os.kill(behind, signal.SIGCONT)
+        for _ in range(3):  # By chance alone it would come up with the other one in 1 of 25 tests.
+            connect(30)
+            if edge.connection_count(behind) >= edge.connection_count(ahead) - 3:
+                return
+    raise AssertionError("it had fewer all the time")
 
 
 def test_refusals_are_counted_by_cause(start):
