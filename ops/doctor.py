@@ -88,7 +88,9 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
     yield from _disk(patient, dirs)
     has_redis = redis_facts.is_local(patient.redis_url or "")
     is_embedded = "redis" in patient.embedded
-    yield from host_check.check(host_facts.observe(patient.pid), patient.settings, has_redis, is_embedded)
+    has_postgres = redis_facts.is_local(patient.database_url or "")
+    facts = host_facts.observe(patient.pid)
+    yield from host_check.check(facts, patient.settings, has_redis, is_embedded, has_postgres)
     yield from host_check.exposure({
         "ingest": host_facts.listeners(patient.settings.port) if patient.pid else [patient.settings.bind],
         "admin": host_facts.listeners(patient.settings.admin_port) if patient.pid else [patient.settings.admin_bind],

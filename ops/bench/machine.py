@@ -15,6 +15,7 @@ import redis
 
 from app.settings import Settings
 from ops.bench.limit import Sync
+from ops.checkup import host_facts
 from ops.stack import Facts
 
 _SETTINGS = ("workers", "worker_class", "consumers", "wal", "redis_deadline_ms", "stream_max_bytes", "load_max_bytes")
@@ -42,7 +43,7 @@ def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[
             "cpu": _cpu_model(), "cores": cores, "memory_gib": round(_memory_bytes() / (1 << 30), 1),
             "kernel": platform.release(), "fdatasync_per_s": round(sync.rate),
             "fdatasync_p50_us": round(sync.p50_s * 1e6, 1), "fdatasync_p99_us": round(sync.p99_s * 1e6, 1),
-            "load_average_before": round(load, 2),
+            "load_average_before": round(load, 2), "autogroup": host_facts.is_autogrouped(None),
         },
         "versions": {"python": platform.python_version(), "gunicorn": version("gunicorn"), **_servers(facts)},
         "settings": {name: getattr(settings, name) for name in _SETTINGS if hasattr(settings, name)},

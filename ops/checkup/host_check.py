@@ -13,8 +13,10 @@ _SHM_LEAST, _SHM_ENOUGH = 4 << 20, 32 << 20
 _SKEW_WARN_S, _SKEW_BAD_S = 2.0, 60.0
 
 
-def check(facts: HostFacts, settings: Settings, has_redis: bool, is_embedded: bool) -> Iterator[Finding]:
-    """Yields a finding for each check; `has_redis`: one runs on this machine; `is_embedded`: it is ours."""
+def check(
+    facts: HostFacts, settings: Settings, has_redis: bool, is_embedded: bool, has_postgres: bool
+) -> Iterator[Finding]:
+    """Yields a finding for each check; `has_…`: one runs on this machine; `is_embedded`: the Redis is ours."""
     yield synced(facts)
     yield files(facts)
     yield backlog(facts)
@@ -23,6 +25,8 @@ def check(facts: HostFacts, settings: Settings, has_redis: bool, is_embedded: bo
     if has_redis:
         yield overcommit(facts)
         yield huge_pages(facts)
+    if has_postgres:
+        yield scheduler(facts)
     yield wal_bound(settings)
     yield deadline(settings)
 
@@ -120,6 +124,16 @@ def huge_pages(facts: HostFacts) -> Finding:
         return warn(name, "transparent huge pages always", "while the AOF is rewritten Redis answers late and takes up "
                     "to twice its memory", "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
     return ok(name, f"transparent huge pages {facts.huge_pages}")
+
+
+def scheduler(facts: HostFacts) -> Finding:
+    """Judges whether one backend of PostgreSQL, each of which is a session, may take as much CPU as all of ours."""
+    name = "scheduler groups"
+    if facts.is_autogrouped:
+        return warn(name, "kernel.sched_autogroup_enabled 1", "a loading backend of PostgreSQL is given as much CPU as "
+                    "ingest, Redis and consumers together: acknowledgements wait for it", "sysctl -w "
+                    "kernel.sched_autogroup_enabled=0, or give either a control group (systemd: CPUWeight=100)")
+    return ok(name, "not by session")
 
 
 def wal_bound(settings: Settings) -> Finding:

@@ -24,6 +24,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         huge_pages: `always`, `madvise` or `never`.
         shm_free_bytes: Room in `/dev/shm`; None: there is none.
         is_clock_synced: Whether the kernel says that somebody keeps the clock.
+        is_autogrouped: Whether the scheduler shares CPU among sessions first, as it does with processes that are in no
+            control group of their own for CPU.
     """
 
     file_limit: int = 1024
@@ -33,6 +35,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     somaxconn: int | None = None
     shm_free_bytes: int | None = None
     is_clock_synced: bool | None = None
+    is_autogrouped: bool = False
 
 
 def observe(pid: int | None) -> HostFacts:
@@ -49,7 +52,35 @@ def observe(pid: int | None) -> HostFacts:
         somaxconn=_number("/proc/sys/net/core/somaxconn"),
         shm_free_bytes=_shm_free_bytes(),
         is_clock_synced=_is_clock_synced(),
+        is_autogrouped=is_autogrouped(pid),
     )
+
+
+def is_autogrouped(pid: int | None) -> bool:
+    """Tells whether the scheduler groups a process, or ours, by its session.
+
+    Source: sched(7), "The autogroup feature".
+    """
+    return bool(_number("/proc/sys/kernel/sched_autogroup_enabled")) and not has_cpu_group(
+        _text(f"/proc/{pid or 'self'}/cgroup") or "", Path("/sys/fs/cgroup"))
+
+
+def has_cpu_group(membership: str, root: Path) -> bool:
+    """Tells whether a process is in a control group that CPU is given to.
+
+    Args:
+        membership: Its `/proc/<pid>/cgroup`.
+        root: Where the unified hierarchy is mounted.
+
+    Source: cgroups(7), "/proc/[pid]/cgroup"; the kernel's "Control Group v2", "cpu.weight".
+    """
+    paths = {name: path for line in membership.splitlines()
+             for _, names, path in [line.split(":", 2)] for name in names.split(",")}
+    if "cpu" in paths:
+        return paths["cpu"] != "/"
+    place = root / paths.get("", "/").strip("/")
+    # The first of all has no weight; within a container what looks like that has one.
+    return any((one / "cpu.weight").exists() for one in (place, *place.parents))
 
 
 def listeners(port: int) -> list[str]:

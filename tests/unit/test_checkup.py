@@ -11,7 +11,7 @@ from ops import secret
 from ops.checkup import disk_check, host_check, postgres_check, redis_check
 from ops.checkup.disk_facts import DirectoryFacts, FileFacts
 from ops.checkup.finding import size
-from ops.checkup.host_facts import HostFacts
+from ops.checkup.host_facts import HostFacts, has_cpu_group
 from ops.checkup.postgres_facts import PostgresFacts, Table
 from ops.checkup.redis_facts import RedisFacts
 
@@ -239,6 +239,8 @@ HOST_CASES = [
     (host_check.overcommit(host(overcommit=None)), "unknown", ""),
     (host_check.huge_pages(host(huge_pages="always")), "warn", "madvise"),
     (host_check.huge_pages(host(huge_pages=None)), "unknown", ""),
+    (host_check.scheduler(host(is_autogrouped=True)), "warn", "kernel.sched_autogroup_enabled=0"),
+    (host_check.scheduler(host(is_autogrouped=False)), "ok", "not by session"),
     (host_check.wal_bound(Settings(wal_max_bytes=16 << 20)), "bad", "503"),
     (host_check.deadline(Settings(redis_deadline_ms=10_000)), "warn", "250"),
     (host_check.deadline(Settings(redis_deadline_ms=10)), "warn", "250"),
@@ -263,10 +265,28 @@ def test_where_nothing_is_wrong_nothing_is_found(monkeypatch):
     monkeypatch.setattr(postgres_check, "datetime", FixedDay)
     findings = [
         *redis_check.check(REDIS, SETTINGS), *postgres_check.check(POSTGRES, SETTINGS),
-        *disk_check.check(WAL, WAL, 0, SETTINGS, True), *host_check.check(HOST, SETTINGS, True, True),
+        *disk_check.check(WAL, WAL, 0, SETTINGS, True), *host_check.check(HOST, SETTINGS, True, True, True),
     ]
     assert [one for one in findings if one.level != "ok"] == []
     assert len({one.check for one in findings}) == len(findings) > 30
+
+
+@pytest.mark.parametrize("membership, weighted, expected", [
+    ("4:memory:/x\n1:cpu,cpuacct:/\n0::/", "", False),
+    ("4:memory:/\n1:cpu,cpuacct:/docker/x\n0::/", "", True),
+    ("0::/", None, False),
+    ("0::/", "", True),  # seen from within a container
+    ("0::/user.slice/session-1.scope", "user.slice/session-1.scope", True),
+    ("0::/user.slice/session-1.scope", "user.slice", True),
+    ("0::/user.slice/session-1.scope", "system.slice", False),
+    ("", None, False),
+])
+def test_a_control_group_for_cpu_is_seen_in_either_hierarchy(tmp_path, membership, weighted, expected):
+    (tmp_path / "user.slice" / "session-1.scope").mkdir(parents=True)
+    if weighted is not None:
+        (tmp_path / weighted).mkdir(exist_ok=True)
+        (tmp_path / weighted / "cpu.weight").write_text("100\n")
+    assert has_cpu_group(membership, tmp_path) is expected
 
 
 class FixedDay:
