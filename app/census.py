@@ -24,8 +24,9 @@ def may_take(number: int, count: int) -> bool:
     Returns:
         Whether it may take another: none has fewer, or so few that it is over a sixteenth of its own.
     """
-    _counts[number % _SLOTS] = 1 + count
-    return 1 + count - min(filter(None, _counts)) <= count // _SHARE
+    mine = _counts[number % _SLOTS] = 1 + count
+    # Without a default it would end who asks just as the master forgets one that had the same slot.
+    return mine - min(filter(None, _counts), default=mine) <= count // _SHARE
 
 
 def forget(number: int) -> None:
