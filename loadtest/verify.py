@@ -22,6 +22,9 @@ from loadtest.receipt import BadReceipts, History, read
 
 _POLL_S = 1.0
 
+# Of the transaction alone: a pooler would give to others what the session sets. All rows will be read.
+_PLAN = "SET TRANSACTION READ ONLY; SET LOCAL cursor_tuple_fraction = 1; SET LOCAL work_mem = '128MB'"
+
 # Two levels: the inner one leaves narrow rows to group and spill, where COUNT(DISTINCT) would sort wide ones.
 _STORED = f"""
     SELECT tag, batch_id::text, sum(copies)::bigint, count(*), min(batch_index), max(batch_index), sum(altered)::bigint
@@ -40,9 +43,8 @@ def stored(database_url: str, runs: Sequence[str]) -> Iterator[Stored]:
         psycopg2.Error: The database is away, or has no such table.
     """
     with closing(psycopg2.connect(database_url, connect_timeout=5, application_name="loadtest.verify")) as connection:
-        connection.set_session(readonly=True)
         with connection.cursor() as plan:
-            plan.execute("SET cursor_tuple_fraction = 1; SET work_mem = '128MB'")  # all rows will be read
+            plan.execute(_PLAN)
         with connection.cursor("stored") as cursor:
             cursor.itersize = 10_000
             cursor.execute(_STORED, (list(runs),))

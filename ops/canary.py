@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from app import batch, log
-from ops import listener, metric
+from ops import listener, metric, snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ _WAL_EVERY = 10
 _DEADLINE_S = 600.0
 _FORGOTTEN_AFTER = 6  # deadlines
 _ANSWER_S = 10.0
+_STATEMENT_S = 10
 _YOUNG_S = 10.0
 _POLL_S, _SLOW_POLL_S = 0.2, 5.0
 
@@ -159,19 +160,14 @@ class Canary:
     def _is_stored(self, batch_id: str) -> bool:
         """Asks the database. Raises psycopg2.Error."""
         if self._connection is None:
-            self._connection = psycopg2.connect(
-                self._database_url, connect_timeout=5, options="-c statement_timeout=10s",
-                application_name="spillway canary", keepalives_idle=5, keepalives_interval=2, keepalives_count=3,
-                tcp_user_timeout=8000,
-            )
-            self._connection.set_session(readonly=True, autocommit=True)
-        with self._connection.cursor() as cursor:
-            try:
+            self._connection = snapshot.connect(self._database_url, "canary")
+        try:
+            with snapshot.of(self._connection, _STATEMENT_S) as cursor:
                 cursor.execute(_STORED, (batch_id,))
-            except psycopg2.errors.UndefinedTable:
-                return False  # No consumer has run yet.
-            row = cursor.fetchone()
-            return row is not None and bool(row[0])
+                row = cursor.fetchone()
+        except psycopg2.errors.UndefinedTable:
+            return False  # No consumer has run yet.
+        return row is not None and bool(row[0])
 
     def _close(self) -> None:
         if self._connection is not None:

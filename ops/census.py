@@ -15,6 +15,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from app import count, stream
 from app.errors import StreamUnavailable
+from ops import snapshot
 from ops.balance import Bucket
 from ops.errors import NotReady
 from ops.invariant import PENDING, State, state
@@ -102,11 +103,8 @@ class Census:
 
     def __init__(self, client: redis.Redis, database_url: str, timeout_s: int) -> None:
         self._client = client
-        self._parameters: dict[str, Any] = {
-            "dsn": database_url, "connect_timeout": 5, "application_name": "spillway audit", "keepalives_idle": 5,
-            "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 8000,
-            "options": f"-c statement_timeout={timeout_s}s",
-        }
+        self._database_url = database_url
+        self._timeout_s = timeout_s
 
     def look(self, wanted: Callable[[Mapping[str, Mapping[str, int]]], Collection[str]]) -> Look:
         """Takes one look.
@@ -155,11 +153,10 @@ class Census:
         return orphans
 
     def _ask(self, minutes: list[str], buckets: dict[str, Bucket], pruned: str) -> None:
-        with closing(psycopg2.connect(**self._parameters)) as connection:
-            connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-            with connection.cursor() as cursor:
+        with closing(snapshot.connect(self._database_url, "audit")) as connection:
+            with snapshot.of(connection, self._timeout_s) as cursor:
                 cursor.execute(_IS_MADE)
-                is_made, = cursor.fetchone()
+                [(is_made,)] = cursor.fetchall()
                 for start, end in _spans(minutes) if is_made else ():
                     _ask_about(cursor, start, end, buckets)
         for minute in minutes:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import psycopg2
 
-from ops import listener, secret
+from ops import listener, secret, snapshot
 from ops.checkup.finding import size
 from ops.errors import Silent
 from ops.stack import Facts
@@ -130,7 +130,7 @@ def _metric(text: str, name: str) -> float | None:
 def _postgres(url: str) -> dict[str, Any]:
     try:
         with closing(psycopg2.connect(url, connect_timeout=_TIMEOUT_S)) as connection:
-            with Watchdog(_TIMEOUT_S).guard(connection), connection.cursor() as cursor:
+            with Watchdog(_TIMEOUT_S).guard(connection), snapshot.of(connection, _TIMEOUT_S) as cursor:
                 cursor.execute(_POSTGRES)
                 [(is_read_only, last)] = cursor.fetchall()
     except psycopg2.Error as error:

@@ -176,11 +176,10 @@ def end_backends(target: Supervised) -> Heal:
 def _sql(target: Supervised, *statements: str) -> int:
     """Runs statements, each by itself, and returns how many rows the last one had."""
     url, rows = target.places.database_url, 0
-    options = "-c default_transaction_read_only=off"
-    with closing(psycopg2.connect(url, options=options, connect_timeout=_ANSWER_S)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
+    with closing(psycopg2.connect(url, connect_timeout=_ANSWER_S)) as connection:
+        for statement in statements:
+            with connection, connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ WRITE")  # whatever it is by default by now
                 cursor.execute(statement, ())
                 rows = cursor.rowcount
     return rows

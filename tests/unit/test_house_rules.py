@@ -24,6 +24,9 @@ FRAMEWORKS = {"falcon", "gevent", "gunicorn", "prometheus_client"}
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "core", "misc"}
 # `run` of a greenlet or a process, and the HTTP handler of last resort.
 MAY_CATCH_ALL = {"app/committer.py", "app/connection.py"}
+# Asks for its timeouts when it connects; the doctor says where a pooler refuses or forgets them.
+MAY_ASK_FOR_OPTIONS = {"app/monitor.py", "workers/loader.py"}
+SESSION = {"readonly", "deferrable", "isolation_level"}
 
 
 def tree_of(path):
@@ -97,6 +100,46 @@ def test_nothing_is_swallowed(path):
             assert node.type is not None, f"line {node.lineno}: a bare except"
             if isinstance(node.type, ast.Name) and node.type.id == "Exception":
                 assert name_of(path) in MAY_CATCH_ALL, f"line {node.lineno}"
+
+
+def lasting(path):
+    """Yields what a module leaves on a connection to PostgreSQL, or asks of a session: a pooler by transaction gives
+    that to other clients, or refuses it."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "set_session":
+                yield node.lineno, "set_session"
+            if node.func.attr == "connect" and any(word.arg == "options" for word in node.keywords):
+                yield node.lineno, "options"
+        if isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) and key.value == "options"
+                                              for key in node.keys):
+            yield node.lineno, "options"
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in SESSION:
+            yield node.lineno, node.attr
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.search(r"(^|[;\n]\s*)SET (?!LOCAL |TRANSACTION |CONSTRAINTS )", node.value):
+                yield node.lineno, "SET"
+
+
+# The benchmark has servers of its own, and no pooler.
+@pytest.mark.parametrize("path", [one for one in MODULES if not name_of(one).startswith("ops/bench/")], ids=name_of)
+def test_nothing_is_set_on_a_connection_beyond_its_transaction(path):
+    found = [one for one in lasting(path) if one[1] != "options" or name_of(path) not in MAY_ASK_FOR_OPTIONS]
+    assert not found, "ops/snapshot.py has how it is done"
+
+
+def test_what_lasts_on_a_connection_is_found(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("""
+connection = psycopg2.connect(url, options="-c statement_timeout=2s")
+PARAMETERS = {"options": "-c lock_timeout=2s"}
+connection.set_session(readonly=True, autocommit=True)
+connection.readonly = True
+cursor.execute("BEGIN; SET work_mem = '1GB'")
+cursor.execute("SET TRANSACTION READ ONLY; SET LOCAL work_mem = '1GB'; UPDATE one SET two = 3")
+connection.autocommit = True
+""")
+    assert [line for line, _ in sorted(lasting(path))] == [2, 3, 4, 5, 6]
 
 
 def test_every_handover_names_a_test_that_exists():
