@@ -128,6 +128,12 @@ def _totals(report: Report, since: datetime) -> dict[str, int]:
     }
 
 
+def _pruned(report: Report, since: datetime) -> str:
+    """Returns the minute before which there are no counts; empty where that is none that was asked for."""
+    pruned = report.buckets.pruned
+    return pruned if pruned > f"{since:%Y-%m-%dT%H:%M}" else ""
+
+
 def _lines(report: Report, since: datetime, wal: tuple[int, list[str]]) -> Iterator[str]:
     state, totals = report.stream, {**_totals(report, since), "wal": wal[0]}
     yield f"Events received since {since:%Y-%m-%d %H:%M} UTC:"
@@ -137,6 +143,9 @@ def _lines(report: Report, since: datetime, wal: tuple[int, list[str]]) -> Itera
     if report.moving:
         yield f"{_counted(len(report.moving), 'minute')} moved while they were read, and are not judged: " \
               f"{_listed(sorted(report.moving))}."
+    if pruned := _pruned(report, since):
+        yield f"Counts of minutes before {pruned.replace('T', ' ')} UTC are taken away, being old: what was added " \
+              "and released above lacks them, and of those minutes the ledger is held against the rows."
     yield from (f"WAL: {text}" for text in wal[1])
     if report.is_balanced:
         yield "BALANCED: every event is accounted for."
@@ -157,7 +166,8 @@ def _json(report: Report, since: datetime, wal: tuple[int, list[str]]) -> str:
         "balanced": report.is_balanced, "since": f"{since - timedelta(seconds=since.second):%Y-%m-%dT%H:%MZ}",
         "gap_events": report.gap_events,
         "unbalanced": [{"minute": minute, **gap._asdict()} for minute, gap in report.findings],
-        "moving": sorted(report.moving), "totals": {**_totals(report, since), "wal": wal[0]},
+        "moving": sorted(report.moving), "pruned": _pruned(report, since),
+        "totals": {**_totals(report, since), "wal": wal[0]},
         "stream": report.stream._asdict(), "wal_damage": wal[1],
         "buckets": {minute: _bucket(bucket) for minute, bucket in sorted(report.buckets.items())},
     }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import redis
 
 from app import count, log, stream
-from ops.balance import Bucket, Gap, gaps
+from ops.balance import Buckets, Gap, gaps
 from ops.census import Census, Look, minutes_since
 from ops.invariant import State
 
@@ -58,7 +58,7 @@ class Report(NamedTuple):
 
     findings: list[Finding]
     moving: set[str]
-    buckets: dict[str, Bucket]
+    buckets: Buckets
     stream: State
 
     @property

@@ -53,6 +53,22 @@ class Bucket(msgspec.Struct):
         return not (self.in_stream or self.in_stream_lone or self.letters or self.letters_lone)
 
 
+class Buckets(dict[str, Bucket]):
+    """Buckets by minute; one that is not there is made when it is asked for.
+
+    Args:
+        pruned: The minute before which counts were taken away; empty: none.
+    """
+
+    def __init__(self, pruned: str) -> None:
+        super().__init__()
+        self.pruned = pruned
+
+    def __missing__(self, minute: str) -> Bucket:
+        bucket = self[minute] = Bucket(is_whole=minute >= self.pruned)
+        return bucket
+
+
 class Gap(NamedTuple):
     """An equation that does not hold.
 

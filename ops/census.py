@@ -16,7 +16,7 @@ from psycopg2.extensions import cursor as Cursor
 from app import count, stream
 from app.errors import StreamUnavailable
 from ops import snapshot
-from ops.balance import Bucket
+from ops.balance import Buckets
 from ops.errors import NotReady
 from ops.invariant import PENDING, State, state
 
@@ -83,13 +83,11 @@ class Look(NamedTuple):
         buckets: By minute.
         moved: Minutes that moved meanwhile, and of which nothing can be said.
         stream: How the stream is.
-        pruned: The minute before which counts were taken away; empty: none.
     """
 
-    buckets: dict[str, Bucket]
+    buckets: Buckets
     moved: set[str]
     stream: State
-    pruned: str
 
 
 class Census:
@@ -126,19 +124,20 @@ class Census:
 
     def _look(self, wanted: Callable[[Mapping[str, Mapping[str, int]]], Collection[str]]) -> Look:
         before: Any = self._client.hgetall(count.KEY)
-        pruned = before.get(count.PRUNED.encode(), b"").decode()
+        buckets = Buckets(before.get(count.PRUNED.encode(), b"").decode())
         counts = count.read(before)
-        buckets = {minute: Bucket(found, is_whole=minute >= pruned) for minute, found in counts.items()}
+        for minute, found_counts in counts.items():
+            buckets[minute].counts = found_counts
         orphans = self._walk(stream.STREAM, stream.GROUP, buckets, "in_stream")
         self._walk(stream.DEAD_LETTERS, "", buckets, "letters")
-        self._ask(sorted(wanted(counts)), buckets, pruned)
+        self._ask(sorted(wanted(counts)), buckets)
         found = state(self._client, orphans)
         again: Any = self._client.hgetall(count.KEY)
         after = count.read(again)
         moved = {minute for minute in buckets.keys() | after.keys() if counts.get(minute) != after.get(minute)}
-        return Look(buckets, moved, found, pruned)
+        return Look(buckets, moved, found)
 
-    def _walk(self, key: str, group: str, buckets: dict[str, Bucket], name: str) -> list[str]:
+    def _walk(self, key: str, group: str, buckets: Buckets, name: str) -> list[str]:
         """Adds what is in a stream to the buckets; returns the ids of orphans."""
         script = self._client.register_script(_PAGE)
         last, orphans = "-", []
@@ -146,13 +145,13 @@ class Census:
             page: Any = script(keys=(key,), args=(last, _PAGE_BYTES, _PAGE_ENTRIES, group))
             for sums, attribute in ((page[1], name), (page[2], f"{name}_lone")):
                 for minute, events in zip(sums[::2], sums[1::2]):
-                    bucket = buckets.setdefault(minute.decode(), Bucket())
+                    bucket = buckets[minute.decode()]
                     setattr(bucket, attribute, getattr(bucket, attribute) + events)
             orphans += [entry_id.decode() for entry_id in page[3]]
             last = f"({page[0].decode()}" if page[0] else ""
         return orphans
 
-    def _ask(self, minutes: list[str], buckets: dict[str, Bucket], pruned: str) -> None:
+    def _ask(self, minutes: list[str], buckets: Buckets) -> None:
         with closing(snapshot.connect(self._database_url, "audit")) as connection:
             with snapshot.of(connection, self._timeout_s) as cursor:
                 cursor.execute(_IS_MADE)
@@ -160,18 +159,17 @@ class Census:
                 for start, end in _spans(minutes) if is_made else ():
                     _ask_about(cursor, start, end, buckets)
         for minute in minutes:
-            bucket = buckets.setdefault(minute, Bucket(is_whole=minute >= pruned))
-            bucket.is_read = True
+            buckets[minute].is_read = True
 
 
-def _ask_about(cursor: Cursor, start: datetime, end: datetime, buckets: dict[str, Bucket]) -> None:
+def _ask_about(cursor: Cursor, start: datetime, end: datetime, buckets: Buckets) -> None:
     cursor.execute(_LEDGER, (start, end))
     for minute, ledger, ledger_old, dead in cursor.fetchall():
-        bucket = buckets.setdefault(f"{minute:{_MINUTE}}", Bucket())
+        bucket = buckets[f"{minute:{_MINUTE}}"]
         bucket.ledger, bucket.ledger_old, bucket.dead = int(ledger), int(ledger_old), int(dead)
     cursor.execute(_ROWS, (start, end))
     for minute, rows in cursor.fetchall():
-        buckets.setdefault(f"{minute:{_MINUTE}}", Bucket()).rows = rows
+        buckets[f"{minute:{_MINUTE}}"].rows = rows
 
 
 def _spans(minutes: list[str]) -> Iterator[tuple[datetime, datetime]]:

@@ -377,9 +377,9 @@ def test_news_are_read_until_they_balance_and_again_when_their_counts_change(
     asked = []
 
     class Watched(Census):
-        def _ask(self, minutes, buckets, pruned):
+        def _ask(self, minutes, buckets):
             asked.append(minutes)
-            super()._ask(minutes, buckets, pruned)
+            super()._ask(minutes, buckets)
 
     one = Auditor(Watched(client, database_url, 60), lambda _: None)
     for _ in range(2):
@@ -434,6 +434,65 @@ def test_counts_that_move_while_they_are_pruned_stay(audit, drain, client, redis
     assert auditor.prune(client, report, datetime.now(UTC) - timedelta(days=7)) == 0
     drain()
     assert_balanced(audit())
+
+
+@pytest.fixture
+def pruned(audit, drain, client, redis_url):
+    """Batches whose counts were taken away, but for those of one that has its letter still."""
+    batches = {name: aged(name, days=-10, minutes=number) for number, name in enumerate(("loaded", "other", "letter"))}
+    send(redis_url, batches["letter"])
+    inbox = Inbox(client, "consumer-00", 1 << 20)
+    for entry in inbox.read():
+        inbox.bury(entry.entry_id, Death(dead_letter.SINK, "", "", 1, AT, AT, "consumer-00"))
+    send(redis_url, batches["loaded"], batches["other"])
+    drain()
+    assert auditor.prune(client, audit(), datetime.now(UTC) - timedelta(days=7)) == 2
+    return batches
+
+
+@pytest.fixture
+def audit_all(client, database_url):
+    """Audits as `spillway audit --since 11d` does."""
+    one = Auditor(Census(client, database_url, 60), lambda _: None)
+    return lambda: one.audit(datetime.now(UTC) - timedelta(days=11))
+
+
+def test_minutes_whose_counts_were_taken_away_are_judged_by_their_rows_alone(pruned, audit_all, database_url):
+    assert_balanced(audit_all())
+    execute(database_url, "DELETE FROM log_events WHERE message = 'other 1'")
+    report = audit_all()
+    assert gaps(report) == {"rows": 1} and report.findings[0].minute == count.minute_of(pruned["other"])
+
+
+def test_what_comes_of_a_minute_after_its_counts_were_taken_away_balances_at_every_stage(
+    pruned, audit_all, drain, client, redis_url
+):
+    first = aged("first", days=-10, minutes=3)  # of a WAL that was found: its minute has never been counted
+    send(redis_url, pruned["loaded"], first)
+    assert_balanced(audit_all())
+    Inbox(client, "consumer-00", 1 << 20).read()
+    assert_balanced(audit_all())
+    drain()
+    assert_balanced(audit_all())
+    Letterbox(client).replay_matching(Filter(), Report())
+    assert_balanced(audit_all())
+    drain()
+    assert_balanced(audit_all())
+    assert audit_all().buckets[count.minute_of(first)].rows == first.count
+
+
+def test_a_letter_of_a_minute_before_the_last_pruning_that_is_deleted_by_hand_is_found(pruned, audit_all, client):
+    client.delete(stream.DEAD_LETTERS)
+    assert gaps(audit_all()) == {"letters": 3}
+
+
+def test_the_command_says_from_when_on_there_are_counts(pruned, command):
+    limit = f"{datetime.now(UTC) - timedelta(days=7):%Y-%m-%d %H:}"
+    shown = command.spillway("audit", "--since", "11d").stdout
+    assert f"Counts of minutes before {limit}" in shown and "BALANCED: every event is accounted for." in shown
+    document = json.loads(command.spillway("audit", "--json", "--since", "11d").stdout)
+    assert document["balanced"] and document["pruned"].startswith(limit.replace(" ", "T"))
+    assert "Counts of minutes before" not in command.spillway("audit").stdout
 
 
 class Load:
