@@ -34,6 +34,20 @@ def directory(purpose: str) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def environment(state: Path, **changes: str) -> dict[str, str]:
+    """Returns the environment of a stack on free ports.
+
+    Args:
+        state: Its data directory.
+        changes: Settings by their names in the environment; others are those of ours, but for servers and ports, and
+            the canary, which is off.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", *_PORTS)}
+    ports = zip(_PORTS, map(str, free_ports(len(_PORTS))))
+    own = {"SPILLWAY_DATA_DIR": str(state), "SPILLWAY_WAL_DIR": "", "SPILLWAY_CANARY": "off"}
+    return {**kept, **dict(ports), **own, **changes}
+
+
 @contextmanager
 def stack(state: Path, override: Callable[[str, str], Overrides] | None = None, **changes: str) -> Iterator[Stack]:
     """Yields a running stack, and ends it.
@@ -41,16 +55,12 @@ def stack(state: Path, override: Callable[[str, str], Overrides] | None = None, 
     Args:
         state: Its data directory.
         override: Given the URLs of Redis and of PostgreSQL, returns what programs have in their environment instead.
-        changes: Settings by their names in the environment; others are those of ours, but for servers and ports, and
-            the canary, which is off.
+        changes: As of `environment`.
 
     Raises:
         SettingError, StackFailed: It cannot be started.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", *_PORTS)}
-    ports = zip(_PORTS, map(str, free_ports(len(_PORTS))))
-    own = {"SPILLWAY_DATA_DIR": str(state), "SPILLWAY_WAL_DIR": "", "SPILLWAY_CANARY": "off"}
-    environ = {**kept, **dict(ports), **own, **changes}
+    environ = environment(state, **changes)
     settings = Settings.from_env(environ)
     one = Stack(settings.state)
     supervisord = None

@@ -2,7 +2,7 @@
 
 A part (`end_to_end`, `latency`, `outage`, `drain`, `poison`, `variant`, `compression`, `curve` with `backlog` and
 `growth`, `peer`) measures and yields `figure.Figure`s; nothing is shown that was not measured, and a request that is
-refused while something is measured ends the run.
+refused while something is measured ends the run. `against` measures another checkout's code beside this one's.
 """
 
 from ops.bench.command import add_arguments, run

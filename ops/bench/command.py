@@ -1,7 +1,8 @@
 """`spillway bench`: measures on stacks of its own in scratch directories, with embedded servers, and ends them.
 
 All is measured in turn, round by round, each figure right beside its limit, because machines are noisy: the ratios are
-what to quote, not one of the rates. Exit status: 0 everything was measured; 1 something could not be.
+what to quote, not one of the rates. Exit status: 0 everything was measured, and beside another checkout nothing has
+become slower; 1 something could not be measured, or has.
 """
 
 import argparse
@@ -24,8 +25,8 @@ import redis
 from app.settings import Settings
 from ops import scratch
 from ops.bench import (
-    backlog, compression, curve, drain, end_to_end, growth, latency, limit, load, machine, outage, peer, plan, poison,
-    replay, table, variant,
+    against, backlog, checkout, compression, curve, drain, end_to_end, growth, latency, limit, load, machine, outage,
+    peer, plan, poison, replay, table, variant,
 )
 from ops.bench.figure import Figure, Line, lines
 from ops.bench.plan import Plan
@@ -43,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bench`."""
     parser.description = (
         "Measure, each figure beside its limit in the same run. Takes about 10 minutes and 3 GB of disk; --quick a "
-        "minute; table 4 minutes and 4 GB; compression 2 minutes; curves 17 minutes, 13 GB of disk and 3 GB of memory."
+        "minute; table 4 minutes and 4 GB; compression 2 minutes; curves 17 minutes, 13 GB of disk and 3 GB of memory; "
+        "--against 14 minutes."
     )
     option = parser.add_argument
     option("part", nargs="?", default="default", metavar="part",
@@ -53,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--rounds", type=int, default=None, metavar="N", help="rounds, of which the medians are shown (5)")
     option("--generator", choices=["auto", "wrk", "own"], default="auto",
            help="of closed-loop load; auto: wrk where it is installed, else our own, which takes more CPU")
+    option("--against", type=Path, metavar="PATH",
+           help="hold end-to-end against that of another checkout of Spillway: by turns, on the same servers, and the "
+                "other one a second time, which shows the noise. New over old may be 0.02 below old over old in "
+                "batches of 1, 100 and 1,000; where it is less, the exit status is 1")
     option("--fluent-bit", type=Path, metavar="PATH", help="compare with this Fluent Bit, http in and pgsql out")
     option("--output", type=Path, default=Path("bench"), metavar="DIR",
            help="takes bench.json, RESULTS.md and the plots as SVG (bench)")
@@ -60,21 +66,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Measures, prints and writes; returns 0.
+    """Measures, prints and writes; returns 0, or 1 where another checkout was faster.
 
     Raises:
         BenchFailed: Something could not be measured; nothing is printed or written.
     """
+    measured = _compared if args.against else _measured
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.disable()  # the schema's own lines; failures raise
     rounds = args.rounds or (1 if args.quick else 5)
     try:
         with scratch.directory("bench") as place:
-            facts, figures = _measured(args, settings, place, rounds)
+            facts, figures = measured(args, settings, place, rounds)
     except (redis.RedisError, psycopg2.Error, subprocess.SubprocessError) as error:
         raise BenchFailed(f"what is needed to measure failed: {' '.join(str(error).split())}") from error
-    _write(args, facts | {"rounds": rounds}, lines(figures))
-    return 0
+    found = lines(figures)
+    verdicts = against.verdicts(found)
+    _write(args, facts | {"rounds": rounds}, found, verdicts)
+    return int(not all(one.is_held for one in verdicts))
 
 
 def _measured(
@@ -105,6 +114,28 @@ def _measured(
     if args.part in (curve.PART, "all"):
         figures += _curves(settings, place, one, rounds)
     return facts, figures
+
+
+def _compared(
+    args: argparse.Namespace, settings: Settings, place: Path, rounds: int
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Returns where this checkout was measured beside another, and what."""
+    if args.part not in ("default", end_to_end.PART) or args.fluent_bit:
+        raise BenchFailed(f"--against measures {end_to_end.PART} alone, and nothing else beside it")
+    load_before = os.getloadavg()[0]
+    new, old = checkout.own(), checkout.found(args.against)
+    generator = load.generator(args.generator)
+    one = plan.make(generator, args.quick)
+    figures: list[Figure] = []
+    sides = {against.OLD: old, against.NEW: new, against.AGAIN: old}
+    with against.servers(place / "servers") as host:
+        facts = machine.describe(settings, host.facts(), limit.sync(place), load_before)
+        if "note" in facts:
+            _tell(str(facts["note"]))
+        for number in range(rounds):
+            _tell(f"round {number + 1} of {rounds}: {checkout.commit(new.root)} against {checkout.commit(old.root)}")
+            figures += against.measure(sides, host, place, one, settings.consumers, number)
+    return facts | {"generator": generator.name, "against": checkout.commit(old.root)}, figures
 
 
 def _measures(
@@ -160,9 +191,14 @@ def _rig(ends: ExitStack, state: Path, consumers: int, **changes: str) -> Rig:
     return rig
 
 
-def _write(args: argparse.Namespace, facts: dict[str, Any], found: list[Line]) -> None:
+def _write(
+    args: argparse.Namespace, facts: dict[str, Any], found: list[Line], verdicts: list[against.Verdict]
+) -> None:
     document = facts | {"lines": msgspec.to_builtins(found)}
     text = table.render(found)
+    if verdicts:
+        document["verdicts"] = msgspec.to_builtins(verdicts)
+        text += f"\n{against.told(verdicts)}"
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
     (args.output / "RESULTS.md").write_text(table.markdown(facts, text))

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -14,13 +13,13 @@ import psycopg2
 import redis
 
 from app.settings import Settings
+from ops.bench import checkout
 from ops.bench.limit import Sync
 from ops.checkup import host_facts
 from ops.stack import Facts
 
 _SETTINGS = ("workers", "worker_class", "consumers", "wal", "redis_deadline_ms", "stream_max_bytes", "load_max_bytes")
 _IDLE_LOAD = 0.5  # a core, above which others take a part of what is measured
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[
     return {
         **(note if load > _IDLE_LOAD * cores else {}),
         "made_at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "commit": _commit(),
+        "commit": checkout.commit(checkout.ROOT),
         "command": " ".join(["spillway", *sys.argv[1:]]),
         "machine": {
             "cpu": _cpu_model(), "cores": cores, "memory_gib": round(_memory_bytes() / (1 << 30), 1),
@@ -48,16 +47,6 @@ def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[
         "versions": {"python": platform.python_version(), "gunicorn": version("gunicorn"), **_servers(facts)},
         "settings": {name: getattr(settings, name) for name in _SETTINGS if hasattr(settings, name)},
     }
-
-
-def _commit() -> str:
-    """Returns the commit of this checkout; `+` behind it where files differ from it."""
-    if not (_ROOT / ".git").exists():
-        return f"release {version('spillway')}"
-    git = ["git", "-C", str(_ROOT), "-c", f"safe.directory={_ROOT}"]
-    name, changed = (subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
-                     for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno")))
-    return f"{name or 'unknown'}{'+' if changed else ''}"
 
 
 def _cpu_model() -> str:

@@ -23,6 +23,7 @@ class Plan(NamedTuple):
         backlogs: Single-event batches that wait in the stream, ascending.
         hold_s: For how long each of them is held, at least.
         table_rows: Sizes of the table, ascending.
+        turns: That each has in a round beside another checkout's.
     """
 
     generator: Generator
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     backlogs: tuple[int, ...]
     hold_s: float
     table_rows: tuple[int, ...]
+    turns: int
 
 
 def make(generator: Generator, is_quick: bool) -> Plan:
@@ -41,6 +43,6 @@ def make(generator: Generator, is_quick: bool) -> Plan:
     pool = events(10_000 if is_quick else 50_000)
     bodies = {size: Bodies(pool, size) for size in SIZES}
     if is_quick:
-        return Plan(generator, bodies, 1, 2.0, 100_000, 50_000, (1_000, 10_000), 1.0, (0, 100_000))
+        return Plan(generator, bodies, 1, 2.0, 100_000, 50_000, (1_000, 10_000), 1.0, (0, 100_000), 1)
     return Plan(generator, bodies, 2, 10.0, 400_000, 200_000, (1_000, 10_000, 100_000, 1_000_000), 6.0,
-                (0, 1_000_000, 5_000_000, 20_000_000))
+                (0, 1_000_000, 5_000_000, 20_000_000), 6)

@@ -16,7 +16,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from app import stream
 from app.appender import Appender
 from app.batch import Batch
-from ops import metrics_dir
+from ops import listener, metrics_dir
 from ops.bench import cpu
 from ops.errors import BenchFailed
 from ops.stack import Stack
@@ -42,16 +42,22 @@ class Rig:
 
     Args:
         stack: It has as many consumers as are ever wanted; how many run, `scale` says.
+        servers: Whose Redis and PostgreSQL it uses, where they are not its own. Its code may be another checkout's
+            then, which makes its tables itself.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, servers: Stack | None = None) -> None:
         self.stack = stack
+        self._servers = servers
         self.facts = stack.facts()
         self.ingest = f"{self.facts.ingest_url}/ingest"
         self._redis = redis.Redis(connection_pool=stream.pool(self.facts.redis_url, _TIMEOUT_S))
         self._database = psycopg2.connect(self.facts.database_url)
-        schema.ensure(self._database)  # the consumers may not have come to it yet
+        if servers is None:
+            schema.ensure(self._database)  # the consumers may not have come to it yet
         self._database.autocommit = True
+        if servers:
+            self._have_tables_made()
 
     def close(self) -> None:
         """Lets go of the servers."""
@@ -193,8 +199,14 @@ class Rig:
         self._until(self._has_redis, "Redis to answer")
 
     def usage(self) -> dict[str, float]:
-        """Returns seconds of CPU so far, by program."""
-        return cpu.usage(self.stack)
+        """Returns seconds of CPU so far, by program, servers that are not its own included."""
+        return cpu.usage(self.stack) | (cpu.usage(self._servers) if self._servers else {})
+
+    def _have_tables_made(self) -> None:
+        answer = listener.ask(self.facts.ingest_url, "/ingest", _TIMEOUT_S, b'{"message": "first"}')
+        if answer.status != 202:
+            raise BenchFailed(f"the first event was answered with {answer.status}: {answer.text}")
+        self._until(lambda: bool(self._number("SELECT count(to_regclass('log_batches'))")), "tables to be made")
 
     def _number(self, query: str) -> int:
         with self._database.cursor() as cursor:
@@ -213,7 +225,8 @@ class Rig:
 
     def _reading(self) -> int:
         # Not by XINFO CONSUMERS: before Redis 7.2 one that has never been given anything is not there.
-        return sum(client["cmd"] == "xreadgroup" for client in self._redis.client_list())
+        own = str(self._redis.connection_pool.connection_kwargs["db"])
+        return sum(client["cmd"] == "xreadgroup" and client["db"] == own for client in self._redis.client_list())
 
     def _has_redis(self) -> bool:
         try:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from ops.bench import load, plan
+from ops.bench import against, load, plan
 from ops.bench.command import BY_NAME, PARTS
 from ops.bench.compression import ENTRIES
 from ops.bench.latency import QUANTILES, SHARES
@@ -15,11 +16,23 @@ from ops.bench.plan import SIZES
 from ops.bench.variant import VARIANTS
 from tests import journal
 
+# Encoding takes half a millisecond more, and 20 ms for a batch of a thousand.
+SLOWER = """
 
-def bench(*words, **environ):
-    return subprocess.run([sys.executable, "-m", "ops.command", "bench", "--quick", *words], cwd=journal.ROOT,
-                          env={**os.environ, "PYTHONPATH": str(journal.ROOT), **environ},
-                          capture_output=True, text=True)
+_at_once = to_batch
+
+
+def to_batch(*args, **named):
+    ends_at = time.perf_counter() + 0.0005 + 7e-8 * len(args[1])
+    while time.perf_counter() < ends_at:
+        pass
+    return _at_once(*args, **named)
+"""
+
+
+def bench(*words, root=journal.ROOT, **environ):
+    return subprocess.run([sys.executable, "-m", "ops.command", "bench", "--quick", *words], cwd=root,
+                          env={**os.environ, "PYTHONPATH": str(root), **environ}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +130,41 @@ def test_results_say_where_they_were_made_and_plots_follow_the_page(document, ou
     for name in ("end-to-end", "latency", "drain", "curves"):
         drawn = (output / f"{name}.svg").read_text()
         assert "prefers-color-scheme: dark" in drawn and drawn.count("<path") > 10
+
+
+def test_what_has_become_slower_than_another_checkout_is_not_held(tmp_path):
+    slow, output = tmp_path / "slow", tmp_path / "output"
+    for name in ("app", "workers", "wal", "ops"):
+        shutil.copytree(journal.ROOT / name, slow / name)
+    form = slow / "app" / "form.py"
+    form.write_text(form.read_text() + "\n\nimport time" + SLOWER)
+    done = bench("end-to-end", "--against", str(journal.ROOT), "--output", str(output), root=slow)
+    assert done.returncode == 1 and done.stdout.count("NOT HELD: batches of") == len(against.SIZES), done.stderr
+    document = json.loads((output / "bench.json").read_text())
+    for one, line in zip(document["verdicts"], rates(document, against.NEW), strict=True):
+        assert not one["is_held"] and one["new_over_old"] == line["ratio"] < 0.7
+    for one, line in zip(document["verdicts"], rates(document, against.AGAIN), strict=True):
+        assert one["old_over_old"] == line["ratio"] > 0.7
+        assert line["facts"]["cpu_us postgres"] > 0 and line["facts"]["cpu_us ingest"] > 0
+    assert "NOT HELD" in (output / "RESULTS.md").read_text()
+    # And the other way round, what has become faster is held.
+    done = bench("--against", str(slow), "--output", str(output))
+    assert done.returncode == 0 and done.stdout.count("held: batches of") == len(against.SIZES), done.stderr
+
+
+def rates(document, name):
+    return [line for line in document["lines"] if line["what"] == f"HTTP to COMMIT, {name}"]
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--against", "{empty}"], "is not a checkout of Spillway: there is no ops/command.py in it"),
+    (["latency", "--against", "{root}"], "--against measures end-to-end alone"),
+])
+def test_what_cannot_be_compared_is_refused_before_anything_is_started(tmp_path, words, says):
+    places = {"empty": tmp_path, "root": journal.ROOT}
+    done = bench(*(word.format(**places) for word in words), "--output", str(tmp_path / "none"))
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_refused_request_ends_it_without_figures(tmp_path):

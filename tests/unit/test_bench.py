@@ -2,16 +2,18 @@
 
 import shutil
 import socket
+import sys
 import threading
 
 import pytest
 
-from ops.bench import compression, curve, load, peer, schedule, table, wrk
+from ops.bench import against, checkout, compression, curve, load, peer, schedule, table, wrk
 from ops.bench.backlog import Progress
 from ops.bench.body import Bodies, events
 from ops.bench.client import get, posts
 from ops.bench.curve import Turn
 from ops.bench.figure import Figure, lines, quantile
+from ops.bench.passage import Passage
 from ops.bench.poison import poisoned
 from ops.errors import BenchFailed
 from tests.stub import ANSWER, Stub
@@ -136,6 +138,57 @@ def test_a_rate_is_of_whole_loads_wherever_in_one_the_turn_begins_and_ends():
             consumer.note(began_at + at / 10, 5_000 + 20_000 * int((began_at + at / 10 + 0.001) / 2))
         assert consumer.load_count in (3, 4) and consumer.rate == pytest.approx(10_000, rel=0.06)
     assert Progress(7).load_count == 0
+
+
+def compared(*turns):
+    """Lines of one size: events/s of new, old and old again, turn by turn."""
+    return lines(figure for rates in turns for figure in against._figures(100, {
+        name: Passage(rate, rate, 100, 0, {"cpu_us ingest": 1e6 / rate, "cpu_us load generator": 5.0})
+        for name, rate in zip(("new", "old", "old again"), rates)}))
+
+
+def test_what_is_more_than_the_slack_below_the_noise_is_not_held():
+    held, = against.verdicts(compared((981, 1000, 1000), (970, 1000, 990), (2000, 1000, 1010)))
+    assert held == against.Verdict("batches of 100", 0.981, (0.97, 2.0), 1.0, (0.99, 1.01), True)
+    assert held.text.startswith("held: batches of 100: new over old 0.981 (0.970 to 2.000), and at least 0.980")
+    slower, = against.verdicts(compared((979, 1000, 1000)))
+    assert not slower.is_held and slower.text.startswith("NOT HELD: batches of 100: new over old 0.979")
+    vague, = against.verdicts(compared((930, 1000, 940)))
+    assert vague.is_held and "In batches of 100 the same code" in against.told([vague])
+    assert "says little" not in against.told([held, slower])
+    assert against.verdicts(lines([Figure("end-to-end", "batches of 100", "HTTP to COMMIT", "events/s", 5)])) == []
+
+
+def test_a_slowdown_shows_in_cpu_of_all_programs_and_not_of_the_generator():
+    found = {line.what: line.ratio for line in compared((500, 1000, 1000))}
+    assert found["CPU, all programs, new"] == 2 and found["CPU, all programs, old again"] == 1
+
+
+def test_where_a_median_is_gets_narrower_with_more_turns():
+    values = [1 + number / 1000 for number in range(-15, 16)]
+    assert against.between(values) == (0.995, 1.005)
+    assert against.between(values[:4]) == (values[0], values[3]) and against.between([2.0]) == (2.0, 2.0)
+
+
+def test_each_of_the_three_is_first_and_last_equally_often_and_every_other_round_goes_backwards():
+    found = [list(against.orders("abc", number, 3)) for number in range(2)]
+    assert found == [[["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]],
+                     [["a", "c", "b"], ["b", "a", "c"], ["c", "b", "a"]]]
+
+
+def test_a_checkout_runs_by_its_own_environment_where_it_has_one(tmp_path):
+    with pytest.raises(BenchFailed, match="no ops/command.py"):
+        checkout.found(tmp_path)
+    for name in ("ops/command.py", "app/edge.py", "workers/consumer.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert checkout.found(tmp_path) == (tmp_path, sys.executable)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert checkout.found(tmp_path) == (tmp_path, str(python))
+    with pytest.raises(BenchFailed, match="cannot be run"), checkout.found(tmp_path).running(tmp_path / "state"):
+        pass
 
 
 def test_the_quantile_is_a_value_that_so_many_do_not_exceed():
