@@ -44,25 +44,29 @@ class Verdict(msgspec.Struct, frozen=True):
 
     Attributes:
         case: The size.
+        is_held: Whether it is.
         new_over_old, old_over_old: Medians over all turns, each held against the turn of old beside it.
         new_between, old_between: Where each median is with 95 % probability, by what it was made of.
-        is_held: Whether it is.
+        new_cpu, old_cpu: The same of CPU an event; more is dearer.
     """
 
     case: str
+    is_held: bool
     new_over_old: float
     new_between: tuple[float, float]
+    new_cpu: float
     old_over_old: float
     old_between: tuple[float, float]
-    is_held: bool
+    old_cpu: float
 
     @property
     def text(self) -> str:
         """It in plain words."""
-        said = [f"{ratio:.3f} ({least:.3f} to {most:.3f})" for ratio, (least, most) in (
-            (self.new_over_old, self.new_between), (self.old_over_old, self.old_between))]
-        return (f"{'held' if self.is_held else 'NOT HELD'}: {self.case}: new over old {said[0]}, and at least "
-                f"{self.old_over_old - SLACK:.3f} is wanted, {SLACK} below old over old {said[1]}")
+        new, old = (f"{ratio:.3f} ({least:.3f} to {most:.3f})" for ratio, (least, most) in (
+            (self.new_over_old, self.new_between), (self.old_over_old, self.old_between)))
+        return (f"{'held' if self.is_held else 'NOT HELD'}: {self.case}: new over old {new}; at least "
+                f"{self.old_over_old - SLACK:.3f} is wanted, {SLACK} below old over old {old}; "
+                f"CPU {self.new_cpu:.3f}, of old again {self.old_cpu:.3f}")
 
     @property
     def is_vague(self) -> bool:
@@ -173,11 +177,13 @@ def verdicts(lines: Sequence[Line]) -> list[Verdict]:
     """Returns one for each size that was measured."""
     ratios = {(line.case, line.what): sorted(figure.ratio or 0.0 for figure in line.rounds)
               for line in lines if line.part == PART}
-    found = []
+    found: list[Verdict] = []
     for name in dict.fromkeys(name for name, _ in ratios):
         new, again = (ratios[name, f"{WAYS['stored']}, {side}"] for side in (NEW, AGAIN))
+        new_cpu, old_cpu = (statistics.median(ratios[name, f"{_CPU}, {side}"]) for side in (NEW, AGAIN))
         ratio, noise = statistics.median(new), statistics.median(again)
-        found.append(Verdict(name, ratio, between(new), noise, between(again), ratio >= noise - SLACK))
+        is_held = ratio >= noise - SLACK
+        found.append(Verdict(name, is_held, ratio, between(new), new_cpu, noise, between(again), old_cpu))
     return found
 
 

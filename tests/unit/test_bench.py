@@ -149,8 +149,10 @@ def compared(*turns):
 
 def test_what_is_more_than_the_slack_below_the_noise_is_not_held():
     held, = against.verdicts(compared((981, 1000, 1000), (970, 1000, 990), (2000, 1000, 1010)))
-    assert held == against.Verdict("batches of 100", 0.981, (0.97, 2.0), 1.0, (0.99, 1.01), True)
-    assert held.text.startswith("held: batches of 100: new over old 0.981 (0.970 to 2.000), and at least 0.980")
+    assert (held.case, held.is_held, held.new_over_old, held.old_over_old) == ("batches of 100", True, 0.981, 1.0)
+    assert (held.new_between, held.old_between) == ((0.97, 2.0), (0.99, 1.01))
+    assert held.new_cpu == pytest.approx(1 / 0.981) and held.old_cpu == 1
+    assert held.text.startswith("held: batches of 100: new over old 0.981 (0.970 to 2.000); at least 0.980 is wanted")
     slower, = against.verdicts(compared((979, 1000, 1000)))
     assert not slower.is_held and slower.text.startswith("NOT HELD: batches of 100: new over old 0.979")
     vague, = against.verdicts(compared((930, 1000, 940)))
