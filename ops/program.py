@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.settings import Settings
 
-NAMES = ("ingest", "replayer", "admin", "consumer", "watch")
+NAMES = ("ingest", "replayer", "admin", "consumer", "keeper", "watch")
 
 WORKER_CLASSES = {"spillway": "app.worker.Worker", "gevent": "gevent"}
 
@@ -23,7 +23,7 @@ def command(name: str, settings: Settings) -> list[str]:
     """Returns the command of one process, which reads the rest of its settings from the environment."""
     if name == "logs":
         return [sys.executable, "-m", "ops.rotation"]
-    if name in ("consumer", "replayer"):
+    if name in ("consumer", "keeper", "replayer"):
         return [sys.executable, "-m", f"workers.{name}"]
     if name == "watch":
         return [sys.executable, "-m", "ops.command", name]

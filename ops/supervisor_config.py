@@ -76,6 +76,7 @@ _PROGRAMS = {
     "redis": _Program(10, 60),
     # INT is the fast shutdown, which ends the backends itself; its checkpoint may have to write much.
     "postgres": _Program(20, 120, "INT", "false"),
+    "keeper": _Program(25, 10),  # what it is at may be cut short anywhere
     "consumers": _Program(30, 15),  # and the time that a load may take
     "replayer": _Program(35, 30),
     "admin": _Program(40, 30),
@@ -113,6 +114,7 @@ def render(
     """
     commands = {
         **servers,
+        "keeper": program.command("keeper", settings),
         "consumers": program.command("consumer", settings),
         "replayer": program.command("replayer", settings),
         "admin": program.command("admin", settings),

@@ -10,7 +10,8 @@ from enum import Enum, auto
 
 import psycopg2
 
-from workers.errors import Misconfigured, Poison, Unavailable
+from workers.errors import Locked, Misconfigured, Poison, Unavailable
+from workers.schema import GUARD
 
 
 class Blame(Enum):
@@ -19,6 +20,7 @@ class Blame(Enum):
     DATA = auto()  # find the events at fault and bury them
     SERVER = auto()  # back off and try again
     OPERATOR = auto()  # the same, for as long as it takes, and say what to mend
+    LOCK = auto()  # the same, for as long as it takes
     DONE = auto()  # the ledger knows the batch: the next try finds it there
 
 
@@ -59,7 +61,7 @@ CLASSES = {
     "44": Blame.SERVER,  # WITH CHECK OPTION
     "53": Blame.SERVER,  # insufficient resources: disk full, too many connections
     "54": Blame.DATA,  # program limit exceeded: nested too deep, too long for an index
-    "55": Blame.SERVER,  # object not in prerequisite state: a lock that was not to be had
+    "55": Blame.SERVER,  # object not in prerequisite state
     "57": Blame.SERVER,  # operator intervention: shutdown, cancelled
     "58": Blame.SERVER,  # system error: I/O
     "72": Blame.SERVER,  # snapshot too old
@@ -76,6 +78,7 @@ CODES = {
     "42710": Blame.SERVER,
     "42P17": Blame.SERVER,  # two partitions would overlap: the same
     "54011": Blame.OPERATOR,  # too many columns
+    "55P03": Blame.LOCK,  # a lock that was not to be had
 }
 
 # Without a SQLSTATE: the driver's own, or a connection that failed. The first that fits counts.
@@ -92,7 +95,8 @@ _REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|(role|database) \".*\" does not exist|permission denied for database|"
     r"no password supplied|is not permitted to log in"
 )
-_PARTITION = "23514"
+_CHECK = "23514"
+_ERRORS = {Blame.OPERATOR: Misconfigured, Blame.LOCK: Locked}
 
 
 def blame(error: Exception) -> Blame:
@@ -102,7 +106,9 @@ def blame(error: Exception) -> Blame:
         is_refused = isinstance(error, psycopg2.OperationalError) and _REFUSED.search(str(error))
         return Blame.OPERATOR if is_refused else next(found for kind, found in TYPES.items() if isinstance(error, kind))
     diag = getattr(error, "diag", None)
-    if code == _PARTITION and diag and diag.constraint_name is None:
+    if code == _CHECK and diag and (diag.constraint_name or "").startswith(GUARD):
+        return Blame.LOCK  # the keeper is making the partition of the row's day
+    if code == _CHECK and diag and diag.constraint_name is None:
         return Blame.OPERATOR  # no partition for the row: a data error by its code alone
     if code == "23505" and diag and diag.table_name == "log_batches":
         return Blame.DONE
@@ -116,4 +122,4 @@ def translated(error: Exception) -> Poison | Unavailable:
     if found is Blame.DATA:
         return Poison(cause, str(error).strip())
     # The first line alone: those that follow may show the row.
-    return (Misconfigured if found is Blame.OPERATOR else Unavailable)(cause, str(error).strip().partition("\n")[0])
+    return _ERRORS.get(found, Unavailable)(cause, str(error).strip().partition("\n")[0])

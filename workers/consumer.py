@@ -213,7 +213,7 @@ def make(settings: Settings, redis_url: str, database_url: str) -> Consumer:
     longest_delay_s = min(_LONGEST_DELAY_S, settings.claim_idle_s / 4)
     return Consumer(
         Inbox(client, name, settings.load_max_bytes, settings.claim_idle_s),
-        Loader(database_url, name, settings.partition_days, settings.sink_timeout_s),
+        Loader(database_url, name, settings.sink_timeout_s),
         lambda: stream.ensure_group(client),
         Outage(
             Policy(settings.sink_retries, settings.sink_policy == "hold", settings.dead_letters_max_bytes),

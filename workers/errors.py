@@ -3,7 +3,8 @@
     app.errors.SpillwayError
     ├── Poison              the data: find what is at fault and bury it; never tried again as it is
     └── Unavailable         the sink: back off, keep the entries pending, try again
-        └── Misconfigured   an operator: as above, for as long as it takes, and say what to mend
+        ├── Misconfigured   an operator: as above, for as long as it takes, and say what to mend
+        └── Locked          somebody who is at work on the tables: as above, for as long as it takes
 """
 
 from app.errors import SpillwayError
@@ -38,3 +39,7 @@ class Unavailable(SpillwayError):
 
 class Misconfigured(Unavailable):
     """No repetition helps before somebody mends it: a table, a permission, a password, a setting."""
+
+
+class Locked(Unavailable):
+    """Somebody keeps the load waiting, and will let it go: a lock, or a partition that is being made. No outage."""

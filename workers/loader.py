@@ -5,9 +5,9 @@ psycopg2's errors are read.
 """
 
 import io
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -16,7 +16,7 @@ from psycopg2.extensions import cursor as Cursor
 from psycopg2.extensions import parse_dsn
 
 from app.batch import FORMAT, Batch
-from workers import ledger, metric, schema
+from workers import ledger, metric, partition, schema
 from workers.blame import translated
 from workers.errors import Misconfigured, Poison, Unavailable
 from workers.ledger import DeadEvent, Verdict
@@ -25,7 +25,6 @@ from workers.trial import Trial
 from workers.watchdog import Watchdog
 
 _COPY_PIECE_BYTES = 1 << 18
-_PARTITIONS_EVERY_S = 3600.0
 
 # The URL's own parameters win over these.
 _CONNECTION: dict[str, Any] = {
@@ -71,16 +70,13 @@ class Loader:
     Args:
         url: libpq URL.
         name: Shown in `pg_stat_activity`.
-        partition_days: Partitions made ahead.
         timeout_s: Longest that a transaction may take.
     """
 
-    def __init__(self, url: str, name: str, partition_days: int, timeout_s: int) -> None:
+    def __init__(self, url: str, name: str, timeout_s: int) -> None:
         self._parameters = parameters(url, name, timeout_s)
-        self._partition_days = partition_days
         self._watchdog = Watchdog(timeout_s)
         self._connection: Connection | None = None
-        self._partitions_due_at = 0.0
 
     def load(
         self, batches: Sequence[Batch], entry_ids: Sequence[str], bury: Callable[[list[DeadEvent]], None],
@@ -127,7 +123,7 @@ class Loader:
             cursor.execute("ROLLBACK TO proof")
 
     def prepare(self) -> None:
-        """Connects, and makes the tables and the partitions that are due, so that the first load need not.
+        """Connects, and makes the tables, and today's partition if that is missing, so that the first load need not.
 
         Raises:
             Unavailable, Misconfigured: It cannot.
@@ -172,13 +168,9 @@ class Loader:
         if self._connection is None:
             self._connection = psycopg2.connect(**self._parameters)
             with self._watchdog.guard(self._connection):
-                schema.ensure(self._connection)
-            self._partitions_due_at = 0.0
-        if time.monotonic() >= self._partitions_due_at:
-            with self._watchdog.guard(self._connection):
-                schema.ensure_partitions(self._connection, self._partition_days)
-                metric.partitions_until.set(schema.partitions_until(self._connection))
-            self._partitions_due_at = time.monotonic() + _PARTITIONS_EVERY_S
+                # Rows of today in DEFAULT would keep its partition from being made. The others are the keeper's.
+                if not schema.ensure(self._connection):
+                    partition.make(self._connection, datetime.now(UTC).date(), is_waiting=True)
         return self._connection
 
 

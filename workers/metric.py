@@ -30,6 +30,13 @@ partitions_until = Gauge(
     "ingest_partitions_until_timestamp_seconds", "Up to when every day from today on has a partition.",
     multiprocess_mode="mostrecent",
 )
+refused_partitions = Gauge(
+    "ingest_refused_partitions", "Days that get no partition while rows of theirs lie in default.",
+    multiprocess_mode="mostrecent",
+)
+failed_upkeep = Counter("ingest_failed_upkeep_total", "Steps of upkeep that could not be done, by cause.", ["cause"])
+for _cause in ("locked", "slow", "rows", "large", "forbidden", "occupied", "server"):
+    failed_upkeep.labels(_cause)
 load_seconds = Histogram(
     "ingest_load_seconds", "From the first ledger row to COMMIT.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),

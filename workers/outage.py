@@ -12,7 +12,7 @@ from app import log, stream
 from app.errors import StreamUnavailable
 from app.moment import now
 from workers import metric
-from workers.errors import Misconfigured, Unavailable
+from workers.errors import Locked, Misconfigured, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Outage:
             dead_letter_bytes: Asks for the memory of the dead letters; what it raises goes through.
         """
         self.since = self.since or now()
-        if isinstance(error, Misconfigured):
+        if isinstance(error, (Misconfigured, Locked)):
             return False
         self.failures += 1
         if self._policy.is_holding or self.failures <= self._policy.retries:

@@ -39,7 +39,6 @@ def bare_tables(url: str) -> Iterator[Connection]:
             cursor.execute("CREATE SCHEMA IF NOT EXISTS bare")
         connection.autocommit = False
         schema.ensure(connection)
-        schema.ensure_partitions(connection, 1)
         connection.autocommit = True
         yield connection
     finally:

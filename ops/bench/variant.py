@@ -185,7 +185,6 @@ def made(connection: Connection, variant: Variant, name: str = "variant") -> Ite
         try:
             connection.autocommit = False
             schema.ensure(connection)
-            schema.ensure_partitions(connection, 1)
             connection.autocommit = True
             if variant.change:
                 cursor.execute(variant.change)

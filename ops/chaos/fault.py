@@ -97,6 +97,7 @@ FAULTS = {fault.name: fault for fault in (
     Fault("consumer-kill", "a consumer is killed with SIGKILL", harm.kill("consumers")),
     Fault("consumer-pause", "a consumer is paused with SIGSTOP", harm.pause("consumers")),
     Fault("replayer-kill", "the replayer is killed with SIGKILL", harm.kill("replayer")),
+    Fault("keeper-kill", "the keeper of partitions is killed with SIGKILL", harm.kill("keeper")),
     Fault("admin-kill", "the admin process is killed with SIGKILL", harm.kill("admin")),
     Fault("worker-kill", "a gunicorn worker is killed with SIGKILL", harm.kill("ingest", is_child=True), _CUT),
     Fault("worker-recycle", "gunicorn's workers are replaced (SIGHUP)", harm.recycle),

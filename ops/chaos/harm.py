@@ -68,7 +68,7 @@ def recycle(target: Supervised) -> Heal:
 
 def restart_all(target: Supervised) -> Heal:
     """One after the other, servers last."""
-    for name in ("ingest", "admin", "replayer", *target.consumers(), "postgres", "redis"):
+    for name in ("ingest", "admin", "replayer", "keeper", *target.consumers(), "postgres", "redis"):
         target.stop(name)
 
     def heal() -> None:

@@ -142,9 +142,14 @@ def partitions(facts: PostgresFacts, settings: Settings, today: date) -> Finding
     if not lacking:
         return ok(name, f"until {max(days)}")
     missing = f"{lacking[0]}" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else "")
+    stray = sorted({f"{day}" for day in lacking} & set(facts.stray_days or ()))
+    if stray:
+        return warn(name, f"none for {missing}; rows of {', '.join(stray)} lie in log_events_default", "rows of those "
+                    "days go there, too, and keep their partitions from being made", "move them, as "
+                    "ops/RUNBOOK.md says under SpillwayPartitionMissing")
     return warn(name, f"none for {missing}", "rows of those days go to log_events_default, and stay there",
-                "see partition_refused in the consumers' log: it may be rows in log_events_default, or a privilege; "
-                "consumers try again once an hour and when they start")
+                "see whether the keeper runs, and partition_refused in its log: it may be a lock that somebody holds, "
+                "or a privilege; it tries again at least once a minute")
 
 
 def strays(facts: PostgresFacts) -> Finding:
@@ -182,7 +187,7 @@ def timeouts(facts: PostgresFacts, settings: Settings) -> Finding:
 def connections(facts: PostgresFacts, settings: Settings) -> Finding:
     """Judges whether there are connections for every process of this host."""
     name = "postgres connections"
-    needed = settings.consumers + 2 * settings.workers
+    needed = settings.consumers + 1 + 2 * settings.workers  # with the keeper
     offered = int(facts.settings["max_connections"]) - int(facts.settings["superuser_reserved_connections"])
     if facts.connection_limit is not None:
         offered = min(offered, facts.connection_limit)

@@ -61,6 +61,10 @@ SELECT c.relname::text FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid
 WHERE inhparent = to_regclass('log_events')
 """
 _DEFAULT_ROWS = f"SELECT count(*) FROM (SELECT FROM log_events_default LIMIT {DEFAULT_ROWS_LIMIT + 1}) AS found"
+_STRAY_DAYS = """
+SELECT DISTINCT (ts AT TIME ZONE 'UTC')::date::text FROM log_events_default
+WHERE ts >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+"""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +89,7 @@ class PostgresFacts(msgspec.Struct, frozen=True, kw_only=True):
         connection_limit: What our role or the database is limited to; None: not.
         is_shared: Whether two connections of ours share one backend: a pooler hands it out by transaction.
         default_rows: Rows outside the partitions, at most one above `DEFAULT_ROWS_LIMIT`; None where we may not look.
+        stray_days: Days from today on of which such rows are; None where we may not look.
         is_open: Whether it lets us in without a password; None where that could not be tried.
     """
 
@@ -103,6 +108,7 @@ class PostgresFacts(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[str, Table] = {}
     partitions: list[str] = []
     default_rows: int | None = 0
+    stray_days: list[str] | None = []
     is_open: bool | None = False
 
 
@@ -131,7 +137,7 @@ def observe(url: str, timeout_s: int) -> PostgresFacts:
             connection_count=row[6], own_count=row[7], may_create=row[8], connection_limit=row[9],
             is_shared=_is_shared(connection, parameters),
             has_own_options="options" in parse_dsn(url), tables=tables, partitions=partitions,
-            default_rows=_default_rows(connection), is_open=_is_open(url),
+            default_rows=_default_rows(connection), stray_days=_stray_days(connection), is_open=_is_open(url),
         )
 
 
@@ -173,6 +179,14 @@ def _default_rows(connection: Connection) -> int | None:
     try:
         with connection.cursor() as cursor:
             return int(_rows(cursor, _DEFAULT_ROWS)[0][0])
+    except _NOT_READABLE:
+        return None
+
+
+def _stray_days(connection: Connection) -> list[str] | None:
+    try:
+        with connection.cursor() as cursor:
+            return [day for day, in _rows(cursor, _STRAY_DAYS)]
     except _NOT_READABLE:
         return None
 

@@ -135,7 +135,7 @@ def test_ours_are_one_image_and_run_programs_that_exist(services):
         assert set(services[name]["command"]) <= set(program.NAMES)
         assert "admin" in services[name]["command"]
     assert {"ingest", "replayer"} <= set(services["ingestor"]["command"])
-    assert "consumer" in services["consumer"]["command"]
+    assert {"consumer", "keeper"} <= set(services["consumer"]["command"])
 
 
 def test_ours_start_with_settings_that_are_allowed(services):

@@ -15,9 +15,10 @@ from app.settings import Settings
 from ops import doctor
 from ops.checkup import disk_facts, host_facts
 from tests.conftest import execute, pick_port
-from tests.journal import append, drain, make_batch, stored
+from tests.journal import append, drain, make_batch, stored, until
 from tests.machine import tmpfs
 from tests.pooler import pooled
+from workers.keeper import Keeper
 from workers.loader import Loader
 
 WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
@@ -26,7 +27,7 @@ WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
 @pytest.fixture
 def patient(client, redis_url, database_url, tmp_path):
     """Settings of a deployment in which all is as it should be, and whose tables are made."""
-    with closing(Loader(database_url, "test", 1, 30)) as loader:
+    with closing(Loader(database_url, "test", 30)) as loader:
         loader.prepare()
     return {"redis_url": redis_url, "database_url": database_url, "data_dir": str(tmp_path / "var")}
 
@@ -121,6 +122,20 @@ def test_a_redis_that_hides_its_configuration_is_unknown_and_the_rights_that_the
             assert one.batch_id in stored(patient["database_url"])
         finally:
             client.execute_command("ACL", "DELUSER", "managed", "poor", "modest")
+
+
+def test_a_day_to_come_whose_rows_lie_outside_its_partition_is_found_and_healed(capsys, patient):
+    day = datetime.now(UTC).date() + timedelta(days=2)
+    execute(patient["database_url"], f"INSERT INTO log_events SELECT '{day} 12:00Z', now(), gen_random_uuid(),"
+                                     " 0, '', 0, '', '', '', '', '', '{}'")
+    with closing(Keeper(patient["database_url"], 2)) as keeper:
+        keeper.step()
+        status, found = examine(capsys, patient, partition_days=2)
+        assert status == 0 and found["postgres partitions"]["level"] == "warn"
+        assert f"rows of {day} lie in log_events_default" in found["postgres partitions"]["seen"]
+        execute(patient["database_url"], "TRUNCATE log_events_default")
+        keeper.step()
+    assert level(capsys, patient, "postgres partitions", partition_days=2) == "ok"
 
 
 @pytest.mark.parametrize("statement, check, how, heal", [

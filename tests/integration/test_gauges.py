@@ -3,9 +3,7 @@
 import socket
 import time
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 
-import psycopg2
 import pytest
 import redis
 
@@ -15,8 +13,6 @@ from app.settings import Settings
 from ops.admin import ProcessCollector
 from tests import journal
 from tests.letter import bury
-from workers import metric
-from workers.loader import Loader
 
 
 def read(collector):
@@ -94,33 +90,9 @@ def test_a_supervisord_that_is_silent_or_gone_leaves_a_scrape_that_ends(silent_s
 def test_a_stack_tells_of_each_process_and_of_one_that_is_stopped(stack):
     running = stack(SPILLWAY_CONSUMERS="1")
     found = read(ProcessCollector(running.state))
-    names = {"redis", "postgres", "ingest", "admin", "replayer", "consumers"}
+    names = {"redis", "postgres", "keeper", "ingest", "admin", "replayer", "consumers"}
     assert {name[1] for name in found if name[0] == "ingest_process_running"} >= names - {"consumers"}
     assert found["ingest_supervisor_up"] == found["ingest_process_running", "consumers:consumer-00"] == 1
     running.supervisorctl("stop", "replayer")
     found = read(ProcessCollector(running.state))
     assert found["ingest_process_running", "replayer"] == found["ingest_process_uptime_seconds", "replayer"] == 0
-
-
-def test_the_loader_tells_up_to_when_there_are_partitions(database_url):
-    def until():
-        """Looks as a consumer does that has just started; returns today and the end in whole days after it."""
-        while True:
-            today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-            with closing(Loader(database_url, "consumer-00", 2, 30)) as loader:
-                loader.prepare()
-            if datetime.now(UTC).date() == today.date():
-                found, = (sample.value for family in metric.partitions_until.collect() for sample in family.samples)
-                return today, (datetime.fromtimestamp(found, UTC) - today) / timedelta(days=1)
-
-    today, days = until()
-    assert days == 3
-    tomorrow = today + timedelta(days=1)
-    with closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(f"DROP TABLE log_events_{tomorrow:%Y%m%d}")
-        cursor.execute(
-            "INSERT INTO log_events (ts, received_at, batch_id, batch_index, message, attributes)"
-            " VALUES (%s, now(), gen_random_uuid(), 0, 'early', '{}')", [tomorrow],
-        )
-    # Its rows lie in DEFAULT now, and keep the partition from being made.
-    assert until()[1] == 1

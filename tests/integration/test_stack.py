@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg2
@@ -19,7 +20,7 @@ from tests.conftest import ROOT, pick_port, until
 from tests.machine import missing
 
 PROGRAMS = {
-    "redis", "postgres", "ingest", "replayer", "admin", "watch", "logs", "consumers:consumer-00",
+    "redis", "postgres", "keeper", "ingest", "replayer", "admin", "watch", "logs", "consumers:consumer-00",
     "consumers:consumer-01",
 }
 
@@ -221,6 +222,35 @@ def test_in_the_foreground_it_ends_with_its_terminal_and_takes_all_along(stack):
     assert not everything(running)
 
 
+def test_rows_keep_coming_where_a_partition_is_due_and_somebody_reads_for_long(stack):
+    """As in a checklist of the field: the newest partition is dropped, a transaction stays open, consumers restart."""
+    running = stack(SPILLWAY_PARTITION_DAYS="3", SPILLWAY_SINK_RETRIES="0")
+    facts = running.facts
+    newest = f"log_events_{datetime.now(UTC).date() + timedelta(days=3):%Y%m%d}"
+    until(lambda: has_table(facts, newest), "the keeper to have made all of them")
+    with closing(psycopg2.connect(facts["database_url"])) as connection, connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE {newest}")
+        connection.commit()
+        cursor.execute("SELECT FROM log_events_default LIMIT 1")
+        running.supervisorctl("restart", "keeper", "consumers:*")
+        log = Path(facts["data_dir"]) / "log" / "keeper.log"
+        until(lambda: "partition_refused" in log.read_text(), "a try that has to wait")
+        for number in range(5):
+            assert is_stored(facts, f"event {number}")
+        assert not has_table(facts, newest)
+    until(lambda: has_table(facts, newest), "the partition to be made then")
+    with urllib.request.urlopen(f"{facts['admin_url']}/stream", timeout=10) as response:
+        assert json.load(response)["dead_letters"]["entries"] == 0
+    assert 'ingest_failed_upkeep_total{cause="locked"}' in get(f"{facts['admin_url']}/metrics")
+
+
+def has_table(facts, name):
+    """Tells whether there is such a table."""
+    with closing(psycopg2.connect(facts["database_url"])) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
+        return cursor.fetchone()[0]
+
+
 @pytest.fixture
 def container(stack, redis_url, database_url, tmp_path):
     """What a container runs, with its log, once its ingest answers; and the facts of where."""
@@ -229,7 +259,7 @@ def container(stack, redis_url, database_url, tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer", "watch"],
+            [sys.executable, "-m", "ops.command", "run", "ingest", "admin", "consumer", "keeper", "watch"],
             env=running.environ, stdout=file, stderr=file,
         )
     try:
@@ -245,7 +275,8 @@ def test_a_container_s_programs_run_without_supervisor(container):
     assert is_stored(facts, "from a container")
     process.terminate()
     assert process.wait(60) == 0, log.read_text()
-    assert {"consumer_started", "Booting"} <= set(log.read_text().split()), "they log to where the container shows it"
+    words = set(log.read_text().split())
+    assert {"consumer_started", "keeper_started", "Booting"} <= words, "they log to where the container shows it"
     assert not list(state.rglob("*.log"))
     assert not answers(facts["ingest_url"])
 

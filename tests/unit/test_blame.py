@@ -5,7 +5,8 @@ import pytest
 from psycopg2 import errorcodes
 
 from workers.blame import CLASSES, TYPES, Blame, blame, translated
-from workers.errors import Misconfigured, Poison, Unavailable
+from workers.errors import Locked, Misconfigured, Poison, Unavailable
+from workers.schema import GUARD
 
 STATES = {name: code for name, code in vars(errorcodes).items() if isinstance(code, str) and len(code) == 5}
 
@@ -55,9 +56,10 @@ def test_every_sqlstate_that_the_driver_names_gets_an_answer_and_only_bad_data_i
 @pytest.mark.parametrize("code, diag, expected", [
     ("22P02", {}, Blame.DATA), ("54001", {}, Blame.DATA), ("23514", {"constraint_name": "level_known"}, Blame.DATA),
     ("23514", {}, Blame.OPERATOR),  # no partition for the row
+    ("23514", {"constraint_name": f"{GUARD}20260131"}, Blame.LOCK),  # its partition is being made
     ("23505", {"table_name": "log_batches", "constraint_name": "log_batches_pkey"}, Blame.DONE),
     ("23505", {"table_name": "log_events_20260101", "constraint_name": "own"}, Blame.DATA),
-    ("25006", {}, Blame.SERVER), ("40P01", {}, Blame.SERVER), ("53100", {}, Blame.SERVER), ("55P03", {}, Blame.SERVER),
+    ("25006", {}, Blame.SERVER), ("40P01", {}, Blame.SERVER), ("53100", {}, Blame.SERVER), ("55P03", {}, Blame.LOCK),
     ("57P01", {}, Blame.SERVER), ("57014", {}, Blame.SERVER), ("25P03", {}, Blame.SERVER), ("XX000", {}, Blame.SERVER),
     ("42P01", {}, Blame.OPERATOR), ("42703", {}, Blame.OPERATOR), ("42501", {}, Blame.OPERATOR),
     ("3F000", {}, Blame.OPERATOR), ("28P01", {}, Blame.OPERATOR), ("0A000", {}, Blame.OPERATOR),
@@ -90,3 +92,9 @@ def test_what_is_logged_of_a_server_that_is_away_shows_no_row():
     found = translated(Error("23514", "no partition found for row\nDETAIL:  Partition key contains (secret)."))
     assert isinstance(found, Misconfigured) and "secret" not in str(found)
     assert "secret" in translated(Error("22P02", "invalid\nCONTEXT: secret")).detail
+
+
+def test_who_waits_for_a_lock_or_for_a_partition_is_told_from_who_waits_for_a_server():
+    for error in (Error("55P03"), Error("23514", "refused\nDETAIL: (secret)", constraint_name=f"{GUARD}20260131")):
+        found = translated(error)
+        assert type(found) is Locked and "secret" not in str(found)

@@ -205,7 +205,7 @@ def test_a_variable_that_compose_only_passes_on_is_not_set():
 
 
 @pytest.mark.parametrize("name, program", [
-    ("ingest", "ingest"), ("replayer", "replayer"), ("watch", "watch"), ("run", "run"),
+    ("ingest", "ingest"), ("replayer", "replayer"), ("watch", "watch"), ("keeper", "keeper"), ("run", "run"),
     ("48ac17da96ac", "consumer 48ac17da96ac"),
 ])
 def test_a_line_belongs_to_the_program_that_it_names(name, program):

@@ -34,7 +34,7 @@ def processes(options):
 
 def test_the_programs_have_the_names_that_operators_are_promised(tmp_path):
     assert set(processes(parsed(tmp_path, consumers=3))) == {
-        "redis", "postgres", "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
+        "redis", "postgres", "admin", "ingest", "replayer", "keeper", "watch", "logs", "consumers:consumer-00",
         "consumers:consumer-01",
         "consumers:consumer-02",
     }
@@ -42,7 +42,7 @@ def test_the_programs_have_the_names_that_operators_are_promised(tmp_path):
 
 def test_servers_that_are_not_embedded_have_no_program(tmp_path):
     assert set(processes(parsed(tmp_path, {}, consumers=1))) == {
-        "admin", "ingest", "replayer", "watch", "logs", "consumers:consumer-00",
+        "admin", "ingest", "replayer", "keeper", "watch", "logs", "consumers:consumer-00",
     }
 
 
