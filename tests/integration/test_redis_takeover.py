@@ -1,4 +1,4 @@
-"""Files of one server under another, each run for real: what is taken over is whole, and nobody starts empty over it."""
+"""Files of one server under another, each run for real: what is taken over is whole, nobody starts empty over it."""
 
 import os
 import shutil
