@@ -19,7 +19,7 @@ from app.errors import StreamUnavailable
 from app.settings import Settings
 from ops import family, secret
 from ops.checkup import (
-    disk_check, disk_facts, host_check, host_facts, postgres_check, postgres_facts, redis_check, redis_facts,
+    disk_check, disk_facts, host_check, host_facts, postgres_check, postgres_facts, redis_check, redis_facts, release,
 )
 from ops.checkup.finding import Finding, away, bad, unknown
 from ops.stack import Stack
@@ -84,6 +84,7 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
     dirs: dict[str, str | None] = {name: None for name in ("redis", "postgres")}
     dirs |= {name: str(patient.stack.state) for name in patient.embedded}
     yield from _redis(patient, dirs)
+    yield from release.old_volume(release.OLD_VOLUME)
     yield from _postgres(patient, dirs)
     yield from _disk(patient, dirs)
     has_redis = redis_facts.is_local(patient.redis_url or "")

@@ -17,7 +17,7 @@ _TIMEOUT_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `redis`."""
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="WORD", help="the command, e.g. XLEN log_events (PING)")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="WORD", help="e.g. XLEN log_events (PING)")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
