@@ -14,7 +14,7 @@ export PIP_ROOT_USER_ACTION = ignore
 # `make bench ARGS=--quick`
 ARGS :=
 
-.PHONY: up down test test-quick check bench chaos venv dev
+.PHONY: up down test test-quick check bench chaos load venv dev
 
 up: $(call with,embedded)
 	@$(VENV)/bin/spillway up --detach
@@ -39,6 +39,9 @@ bench: $(call with,embedded) $(call with,bench)
 
 chaos: $(call with,embedded) $(call with,chaos)
 	@$(VENV)/bin/spillway chaos
+
+# What loadtest/ needs: locust.
+load: $(call with,load)
 
 # What `up` needs, and what all of them need.
 venv: $(call with,embedded)
