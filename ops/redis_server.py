@@ -14,6 +14,7 @@ from app import log
 from app.errors import SettingError
 from ops import binary, redis_files, secret
 from ops.binary import RedisProgram
+from ops.redis_files import Files
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,15 @@ class RedisServer:
         """The URL with its password. It names the user, as redis-cli 6.2 takes an empty name for one."""
         return f"redis://default:{secret.password(self.directory / 'password')}@127.0.0.1:{self.port}/0"
 
+    def choice(self) -> tuple[Files | None, RedisProgram]:
+        """Returns the data at hand, None where there are none, and the program to serve them.
+
+        Raises:
+            SettingError: No program was found that can read them.
+        """
+        files = redis_files.find(self.directory)
+        return files, binary.redis(files, self._chosen)
+
     def prepare(self) -> list[str]:
         """Writes the configuration and returns the command that serves it in the foreground.
 
@@ -68,8 +78,7 @@ class RedisServer:
             SettingError: No program was found that can read the data, or there is no room to copy them.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files = redis_files.find(self.directory)
-        program = binary.redis(files, self._chosen)
+        files, program = self.choice()
         if files and redis_files.is_taken_over(files, program.version):
             self._keep(files.path, program)
         config = self.directory / "redis.conf"

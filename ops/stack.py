@@ -203,8 +203,9 @@ def _given(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     found = {name: value for name, value in sorted(environ.items())
              if value and (name.startswith("SPILLWAY_") or name in _OTHER_SETTINGS)}
     # Whoever reads them may stand elsewhere.
-    paths = {"SPILLWAY_DATA_DIR": str(settings.state)}
-    return found | paths | ({"SPILLWAY_WAL_DIR": str(settings.wal_path)} if settings.wal_dir else {})
+    names = ("SPILLWAY_WAL_DIR", "SPILLWAY_REDIS_SERVER", "SPILLWAY_POSTGRES_BIN")
+    paths = {name: str(Path(found[name]).absolute()) for name in names if name in found}
+    return {**found, **paths, "SPILLWAY_DATA_DIR": str(settings.state)}
 
 
 def _ports(settings: Settings, embedded: Mapping[str, object]) -> list[Port]:

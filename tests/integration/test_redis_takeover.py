@@ -107,8 +107,10 @@ def test_up_says_which_file_no_server_can_read_and_starts_nothing(stack):
     before = files(running_stack.state / "redis")
     said = running_stack.spillway("up", "--detach", status=os.EX_CONFIG).stderr
     assert "appendonly.aof.2.base.rdb, written by Valkey 9.0 or later" in said and len(said.splitlines()) == 1
+    assert "bad      redis " in running_stack.spillway("doctor", status=os.EX_CONFIG).stdout
     assert files(running_stack.state / "redis") == before
     running_stack.environ["SPILLWAY_REDIS_SERVER"] = ""
+    assert "(Valkey 9." in running_stack.spillway("doctor").stdout
     running_stack.spillway("up", "--detach")
     with closing(redis.Redis.from_url(running_stack.facts["redis_url"])) as client:
         assert "valkey_version" in client.info("server")
