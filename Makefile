@@ -1,9 +1,12 @@
-# What a checkout can do. `make` builds the virtual environment when it is missing or setup.cfg has changed.
+# What a checkout can do. Each command installs what it needs into the virtual environment, when that is missing or
+# setup.cfg has changed: `make up` no more than it takes to run the service.
 
 PYTHON ?= python3
 VENV := .venv
 # Named after where the checkout lies: the scripts of a copied environment would run the original's code.
-STAMP := $(VENV)/installed-$(shell pwd | cksum | cut -d' ' -f1)
+HERE := $(shell pwd | cksum | cut -d' ' -f1)
+MADE := $(VENV)/installed-$(HERE)
+with = $(VENV)/$(1)-$(HERE)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -11,35 +14,49 @@ export PIP_ROOT_USER_ACTION = ignore
 # `make bench ARGS=--quick`
 ARGS :=
 
-.PHONY: up down test check bench chaos venv
+.PHONY: up down test test-quick check bench chaos load venv dev
 
-up: $(STAMP)
+up: $(call with,embedded)
 	@$(VENV)/bin/spillway up --detach
 
 # Never builds the environment anew under what runs in it.
 down:
 	@test ! -x $(VENV)/bin/spillway || $(VENV)/bin/spillway down
 
-test: $(STAMP)
+test: $(call with,dev)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-check: $(STAMP)
+# Those that need no server.
+test-quick: $(call with,dev)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal tests/unit
+
+check: $(call with,check)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/flake8
 
-bench: $(STAMP)
+bench: $(call with,embedded) $(call with,bench)
 	@$(VENV)/bin/spillway bench $(ARGS)
 
-chaos: $(STAMP)
+chaos: $(call with,embedded) $(call with,chaos)
 	@$(VENV)/bin/spillway chaos
 
-venv: $(STAMP)
+# What loadtest/ needs: locust.
+load: $(call with,load)
 
-$(STAMP): setup.cfg pyproject.toml
+# What `up` needs, and what all of them need.
+venv: $(call with,embedded)
+dev: $(call with,dev) $(call with,check)
+
+$(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'make: Python 3.11 or later is needed; name it with `make PYTHON=...`' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'make: Python has no venv; on Debian: apt-get install python3-venv' >&2; exit 1; }
-	$(PYTHON) -m venv $(if $(wildcard $(STAMP)),,--clear) $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# An extra of setup.cfg. Wheels alone: a machine that runs the service need not have a compiler.
+$(VENV)/%-$(HERE): setup.cfg pyproject.toml | $(MADE)
+	@echo 'make: installing Spillway with its extra `$*` into $(VENV)'
+	@$(VENV)/bin/python -m pip install --quiet --only-binary :all: --editable '.[$*]'
 	@touch $@

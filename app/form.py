@@ -28,6 +28,7 @@ _decode_any = msgspec.json.Decoder(float_hook=lambda text: _raw(text))
 # A value of two bytes becomes an object of a hundred: without this bound 64 MiB of `[]` would be gigabytes of lists.
 _MAX_VALUES = 1_000_000
 _MIN_BYTES_OF_VALUE = 2
+_BLANKS = (" ", "\t", "\n", "\r")
 # Up to the next separator that is not within a string. Matches wherever it starts, so that its time is linear: a string
 # without its end reaches to the body's.
 _TO_SEPARATOR = re.compile(rb'(?:[^"\[{,]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[\[{,]|\Z)', re.DOTALL)
@@ -188,8 +189,20 @@ def _reason(error: Exception, refusal: str) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at byte {len(error.doc[:error.pos].encode())}"
+        words, place = _told(error)
+        return f"not JSON: {words} at byte {len(error.doc[:place].encode())}"
     return f"nested deeper than {event.MAX_DEPTH}" if isinstance(error, RecursionError) else f"{error}: {refusal}"
+
+
+def _told(error: json.JSONDecodeError) -> tuple[str, int]:
+    """Returns what is wrong and at which character, the same under every Python: where nothing follows a comma, those
+    before 3.13 tell the place of the bracket, and that one the comma's."""
+    place = error.pos + error.msg.startswith("Illegal trailing comma")
+    while error.doc[place:place + 1] in _BLANKS:
+        place += 1
+    if error.doc[place:place + 1] in ("]", "}") and error.doc[:place].rstrip("".join(_BLANKS)).endswith(","):
+        return "a comma with nothing after it", place
+    return error.msg, error.pos
 
 
 def _raw(text: str) -> msgspec.Raw:

@@ -33,11 +33,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     database_url: Annotated[
         Annotated[str, Meta(pattern="^postgres(ql)?://")] | None,
-        _doc("PostgreSQL (>= 14) as a libpq URL; unset: the embedded server."),
+        _doc("PostgreSQL (15 to 18) as a libpq URL; unset: the embedded server."),
     ] = None
     redis_url: Annotated[
         Annotated[str, Meta(pattern="^(rediss?|unix)://")] | None,
-        _doc("Redis (>= 6.2) as a URL; unset: the embedded server."),
+        _doc("Redis (>= 6.2) or Valkey as a URL; unset: the embedded server."),
     ] = None
     data_dir: Annotated[str, _doc("State: embedded servers, logs, sockets.")] = "./var"
     bind: Annotated[str, _doc("IP address that ingest listens on.")] = "127.0.0.1"
@@ -50,6 +50,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "refuse"
     redis_port: Annotated[Port, _doc("Port of the embedded Redis, on loopback.")] = 6380
     postgres_port: Annotated[Port, _doc("Port of the embedded PostgreSQL, on loopback.")] = 5433
+    redis_server: Annotated[
+        str, _doc("Program of the embedded Redis, 6.2 or later, or Valkey; unset: the first that can read the data.")
+    ] = ""
+    postgres_bin: Annotated[
+        str, _doc("Directory of the embedded PostgreSQL's programs; unset: the newest that can open the cluster.")
+    ] = ""
     redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: 503.")] = 1024 * MIB
     workers: Annotated[int, Meta(ge=1, le=256), _doc("Gunicorn workers of ingest.")] = 2
     worker_class: Annotated[

@@ -24,6 +24,7 @@ _COMMANDS = {
     "wal": "look into the write-ahead log",
     "dlq": "look through the dead letters, replay or delete them",
     "audit": "tell whether everything that was accepted is accounted for",
+    "redis": "send one command to Redis, such as INFO server, and print the reply",
     "psql": "open the database, or run one statement in it",
     "chaos": "break things under load, and tick the boxes of the chaos checklist",
     "bench": "measure speed, latency and recovery, each beside its limit in the same run",

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import msgspec
 import psycopg2
 
-from app.errors import StreamUnavailable
+from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
 from ops import family, secret
 from ops.checkup import (
-    disk_check, disk_facts, host_check, host_facts, postgres_check, postgres_facts, redis_check, redis_facts,
+    disk_check, disk_facts, host_check, host_facts, postgres_check, postgres_facts, redis_check, redis_facts, release,
 )
 from ops.checkup.finding import Finding, away, bad, unknown
+from ops.redis_server import RedisServer
 from ops.stack import Stack
 from wal.errors import WalError
 from wal.reader import used_bytes
@@ -84,6 +85,7 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
     dirs: dict[str, str | None] = {name: None for name in ("redis", "postgres")}
     dirs |= {name: str(patient.stack.state) for name in patient.embedded}
     yield from _redis(patient, dirs)
+    yield from release.old_volume(release.OLD_VOLUME)
     yield from _postgres(patient, dirs)
     yield from _disk(patient, dirs)
     has_redis = redis_facts.is_local(patient.redis_url or "")
@@ -100,7 +102,7 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
 def _redis(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Finding]:
     url = patient.redis_url
     if url is None:
-        yield unknown("redis", "embedded, and not running", remedy="`spillway up` starts it")
+        yield _stopped_redis(patient)
         return
     try:
         facts = redis_facts.observe(url)
@@ -114,6 +116,18 @@ def _redis(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Finding]:
     yield host_check.skew("redis", facts.skew_s)
     if facts.is_local and facts.config:
         dirs["redis"] = facts.config.get("dir")
+
+
+def _stopped_redis(patient: _Patient) -> Finding:
+    settings = patient.settings
+    try:
+        _, program = RedisServer(
+            patient.stack.state, settings.redis_port, settings.redis_max_bytes, settings.redis_server,
+        ).choice()
+    except SettingError as error:
+        return bad("redis", str(error), "`spillway up` refuses, and what is in these files is not loaded",
+                   "ops/RUNBOOK.md, What always holds")
+    return unknown("redis", "embedded, and not running", remedy=f"`spillway up` starts it: {program}")
 
 
 def _no_redis(url: str, detail: str, cause: str) -> Finding:

@@ -34,11 +34,13 @@ class PostgresServer:
     Args:
         state: The data directory; the cluster lies in `postgres/` below it.
         port: Its port on loopback.
+        chosen: `SPILLWAY_POSTGRES_BIN`; empty: the newest programs that can open the cluster.
     """
 
-    def __init__(self, state: Path, port: int) -> None:
+    def __init__(self, state: Path, port: int, chosen: str = "") -> None:
         self.cluster = state / "postgres"
         self.port = port
+        self._chosen = chosen
         self._password = state / "postgres.password"
 
     @property
@@ -53,7 +55,7 @@ class PostgresServer:
             SettingError: No program was found that can open the cluster, or it cannot be reached.
         """
         self.cluster.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        programs = binary.postgres(self._major())
+        programs = binary.postgres(self._major(), self._chosen)
         if self._major() is None:
             self._create(programs)
         self._configure(self.cluster)

@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sql", nargs="?", help="run this and return; without it, psql takes commands")
 
 
-def _program() -> str:
+def _program(settings: Settings) -> str:
     """The server's own first: Debian's /usr/bin/psql is a wrapper that may have nothing to run."""
     try:
-        beside = binary.postgres() / "psql"
+        beside = binary.postgres(chosen=settings.postgres_bin) / "psql"
     except SettingError:
         beside = Path("psql")
     found = shutil.which(beside) or shutil.which("psql")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     stack = Stack(settings.state)
     if not stack.is_up():
         raise StackFailed(f"nothing runs in {stack.state}; `spillway up` starts it")
-    program = _program()
+    program = _program(settings)
     command = ["--command", args.sql] if args.sql else []
     url = parse_dsn(stack.facts().database_url)
     # By the environment: anybody may read a command line, and with it the password.

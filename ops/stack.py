@@ -118,9 +118,7 @@ class Stack:
         Raises:
             SettingError: It cannot be started as it is set; nothing was.
         """
-        redis = None if settings.redis_url else RedisServer(self.state, settings.redis_port, settings.redis_max_bytes)
-        postgres = None if settings.database_url else PostgresServer(self.state, settings.postgres_port)
-        servers = {name: server for name, server in (("redis", redis), ("postgres", postgres)) if server}
+        servers = _servers(self.state, settings)
         check(_ports(settings, servers))
         commands = {name: server.prepare() for name, server in servers.items()}
         facts = self._describe(settings, {name: server.url for name, server in servers.items()}, environ)
@@ -191,12 +189,23 @@ class Stack:
             )
 
 
+def _servers(state: Path, settings: Settings) -> dict[str, RedisServer | PostgresServer]:
+    """Returns the embedded servers that the settings ask for."""
+    found: dict[str, RedisServer | PostgresServer] = {}
+    if not settings.redis_url:
+        found["redis"] = RedisServer(state, settings.redis_port, settings.redis_max_bytes, settings.redis_server)
+    if not settings.database_url:
+        found["postgres"] = PostgresServer(state, settings.postgres_port, settings.postgres_bin)
+    return found
+
+
 def _given(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     found = {name: value for name, value in sorted(environ.items())
              if value and (name.startswith("SPILLWAY_") or name in _OTHER_SETTINGS)}
     # Whoever reads them may stand elsewhere.
-    paths = {"SPILLWAY_DATA_DIR": str(settings.state)}
-    return found | paths | ({"SPILLWAY_WAL_DIR": str(settings.wal_path)} if settings.wal_dir else {})
+    names = ("SPILLWAY_WAL_DIR", "SPILLWAY_REDIS_SERVER", "SPILLWAY_POSTGRES_BIN")
+    paths = {name: str(Path(found[name]).absolute()) for name in names if name in found}
+    return {**found, **paths, "SPILLWAY_DATA_DIR": str(settings.state)}
 
 
 def _ports(settings: Settings, embedded: Mapping[str, object]) -> list[Port]:

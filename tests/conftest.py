@@ -24,6 +24,8 @@ from ops.redis_server import RedisServer
 from tests.journal import ROOT, until
 
 DEADLINE_S = 30
+# Which servers the tests run on; unset: those that `spillway up` would take.
+CHOSEN = {name: os.environ.get(name, "") for name in ("SPILLWAY_REDIS_SERVER", "SPILLWAY_POSTGRES_BIN")}
 
 
 def pick_port():
@@ -131,7 +133,8 @@ def free_port():
 def shared_redis(short_dir):
     """One Redis for the session; take `redis_server` or `redis_url`."""
     server = Server(
-        RedisServer(short_dir, pick_port(), 256 << 20), redis_answers, signal.SIGTERM, short_dir / "redis.log"
+        RedisServer(short_dir, pick_port(), 256 << 20, CHOSEN["SPILLWAY_REDIS_SERVER"]), redis_answers,
+        signal.SIGTERM, short_dir / "redis.log",
     )
     server.start()
     yield server
@@ -142,7 +145,8 @@ def shared_redis(short_dir):
 def shared_postgres(short_dir):
     """One PostgreSQL for the session; take `postgres_server` or `database_url`."""
     server = Server(
-        PostgresServer(short_dir, pick_port()), postgres_answers, signal.SIGINT, short_dir / "postgres.log"
+        PostgresServer(short_dir, pick_port(), CHOSEN["SPILLWAY_POSTGRES_BIN"]), postgres_answers,
+        signal.SIGINT, short_dir / "postgres.log",
     )
     server.start()
     yield server
@@ -226,7 +230,7 @@ class RunningStack:
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "CI")}
         # As installed or not: what is tested is this checkout.
         # Without canaries: tests count rows.
-        self.environ = {**kept, **ports, "PYTHONPATH": str(ROOT), "SPILLWAY_DATA_DIR": str(state),
+        self.environ = {**kept, **CHOSEN, **ports, "PYTHONPATH": str(ROOT), "SPILLWAY_DATA_DIR": str(state),
                         "SPILLWAY_CANARY": "off", **overrides}
         self.state = state
 

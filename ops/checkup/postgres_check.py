@@ -5,10 +5,10 @@ from datetime import UTC, date, datetime, timedelta
 
 from app.batch import COLUMNS
 from app.settings import Settings
+from ops.checkup import release
 from ops.checkup.finding import Finding, bad, ok, unknown, warn
 from ops.checkup.postgres_facts import DEFAULT_ROWS_LIMIT, PostgresFacts, Table
 
-_OLDEST = 140_000
 _RECONNECT = "; then supervisorctl restart consumers:*, which keep their sessions"
 _LEDGER = {"batch_id", "body_sha256", "event_count", "received_at", "loaded_at", "dead_events"}
 _NEEDED = {"log_events": {"INSERT"}, "log_batches": {"SELECT", "INSERT", "UPDATE", "DELETE"}}
@@ -16,7 +16,7 @@ _NEEDED = {"log_events": {"INSERT"}, "log_batches": {"SELECT", "INSERT", "UPDATE
 
 def check(facts: PostgresFacts, settings: Settings) -> Iterator[Finding]:
     """Yields a finding for each check."""
-    yield version(facts)
+    yield release.postgres_version(facts)
     yield durability(facts)
     yield crash_safety(facts)
     yield writes(facts)
@@ -27,16 +27,8 @@ def check(facts: PostgresFacts, settings: Settings) -> Iterator[Finding]:
     yield strays(facts)
     yield timeouts(facts, settings)
     yield connections(facts, settings)
-    yield pooler(facts)
+    yield release.pooler(facts)
     yield password(facts, settings)
-
-
-def version(facts: PostgresFacts) -> Finding:
-    """Judges the version."""
-    text, number = facts.settings["server_version"], int(facts.settings["server_version_num"])
-    if number < _OLDEST:
-        return bad("postgres version", text, "the statements of a load need 14", "upgrade PostgreSQL to 14 or later")
-    return ok("postgres version", text)
 
 
 def durability(facts: PostgresFacts) -> Finding:
@@ -199,15 +191,6 @@ def connections(facts: PostgresFacts, settings: Settings) -> Finding:
     if free < needed:
         return warn(name, seen, "consumers and GET /batches/<id> may be refused a connection", remedy)
     return ok(name, seen)
-
-
-def pooler(facts: PostgresFacts) -> Finding:
-    """Judges whether a session is ours alone."""
-    if facts.is_shared:
-        return warn("postgres pooler", "two connections share one backend: a pooler by transaction stands between",
-                    "the timeouts that guard a load are set by session, and hold for the wrong one or not at all",
-                    "let DATABASE_URL lead to PostgreSQL itself, or set pool_mode = session")
-    return ok("postgres pooler", "none, or one by session")
 
 
 def password(facts: PostgresFacts, settings: Settings) -> Finding:

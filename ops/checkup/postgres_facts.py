@@ -1,6 +1,7 @@
 """What can be seen of a PostgreSQL: as the loader is connected, reading alone, and within seconds."""
 
 import os
+import re
 import time
 from contextlib import closing
 from typing import Any
@@ -88,6 +89,7 @@ class PostgresFacts(msgspec.Struct, frozen=True, kw_only=True):
         connection_count, own_count: Clients now, and those of them that are ours.
         connection_limit: What our role or the database is limited to; None: not.
         is_shared: Whether two connections of ours share one backend: a pooler hands it out by transaction.
+        pooler: The version of the pgbouncer between, where it tells us; None: there is none, or it does not.
         default_rows: Rows outside the partitions, at most one above `DEFAULT_ROWS_LIMIT`; None where we may not look.
         stray_days: Days from today on of which such rows are; None where we may not look.
         is_open: Whether it lets us in without a password; None where that could not be tried.
@@ -104,6 +106,7 @@ class PostgresFacts(msgspec.Struct, frozen=True, kw_only=True):
     own_count: int = 0
     connection_limit: int | None = None
     is_shared: bool = False
+    pooler: tuple[int, ...] | None = None
     has_own_options: bool = False
     tables: dict[str, Table] = {}
     partitions: list[str] = []
@@ -135,7 +138,7 @@ def observe(url: str, timeout_s: int) -> PostgresFacts:
         return PostgresFacts(
             settings=settings, user=row[0], database=row[1], schema=row[2], is_in_recovery=row[3], skew_s=skew_s,
             connection_count=row[6], own_count=row[7], may_create=row[8], connection_limit=row[9],
-            is_shared=_is_shared(connection, parameters),
+            is_shared=_is_shared(connection, parameters), pooler=_pooler(url),
             has_own_options="options" in parse_dsn(url), tables=tables, partitions=partitions,
             default_rows=_default_rows(connection), stray_days=_stray_days(connection), is_open=_is_open(url),
         )
@@ -173,6 +176,23 @@ def _is_shared(connection: Connection, parameters: dict[str, Any]) -> bool:
             with one.cursor() as cursor:
                 pids += _rows(cursor, "SELECT pg_backend_pid()")
     return pids[0] == pids[1]
+
+
+def _pooler(url: str) -> tuple[int, ...] | None:
+    """Asks the console that pgbouncer shows as a database, to those whom its `stats_users` names."""
+    try:
+        connection = psycopg2.connect(**{**parse_dsn(url), "dbname": "pgbouncer", "connect_timeout": _TIMEOUT_S})
+    except psycopg2.OperationalError:
+        return None
+    with closing(connection):
+        connection.autocommit = True  # it knows no transactions
+        try:
+            with connection.cursor() as cursor:
+                [[text]] = _rows(cursor, "SHOW VERSION")
+        except (psycopg2.Error, ValueError):  # a database of that name
+            return None
+    found = re.search(r"PgBouncer (\d+)\.(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def _default_rows(connection: Connection) -> int | None:

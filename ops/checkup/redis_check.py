@@ -1,20 +1,19 @@
 """Judges a Redis: what its answer to a write is worth, and what it does when it is full."""
 
-import re
 from collections.abc import Iterator
 
 from app import stream
 from app.settings import Settings
+from ops.checkup import release
 from ops.checkup.finding import Finding, bad, ok, size, unknown, warn
 from ops.checkup.redis_facts import RedisFacts
 
-_OLDEST = (6, 2)
 _PERSIST = "and the same in redis.conf"
 
 
 def check(facts: RedisFacts, settings: Settings) -> Iterator[Finding]:
     """Yields a finding for each check."""
-    yield version(facts)
+    yield from release.redis(facts)
     yield durability(facts)
     yield rewriting(facts)
     yield persistence(facts)
@@ -24,22 +23,6 @@ def check(facts: RedisFacts, settings: Settings) -> Iterator[Finding]:
     yield memory(facts, settings)
     yield group(facts)
     yield password(facts, settings)
-
-
-def version(facts: RedisFacts) -> Finding:
-    """Judges the version, and that it is no cluster."""
-    name = "redis version"
-    text = facts.info.get("redis_version", "")
-    found = re.match(r"(\d+)\.(\d+)", text)
-    if not found:
-        return unknown(name, "INFO shows no version", remedy="let the user run INFO, or ask the provider: 6.2 or later")
-    if (int(found[1]), int(found[2])) < _OLDEST:
-        return bad(name, text, "consumers need commands of 6.2 to take over what others have left",
-                   "upgrade Redis to 6.2 or later")
-    if facts.info.get("redis_mode") == "cluster":
-        return bad(name, f"{text}, in cluster mode", "the stream and its dead letters are changed together, and a "
-                   "cluster keeps them apart", "take a Redis without cluster mode")
-    return ok(name, text)
 
 
 def durability(facts: RedisFacts) -> Finding:

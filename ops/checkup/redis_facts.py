@@ -16,7 +16,8 @@ from app.settings import is_loopback
 _TIMEOUT_S = 3.0
 _SETTINGS = "appendonly appendfsync no-appendfsync-on-rewrite dir bind protected-mode save".split()
 _INFO = (
-    "redis_version redis_mode role loading aof_last_write_status aof_last_bgrewrite_status aof_enabled "
+    "redis_version valkey_version redis_mode cluster_enabled role loading "
+    "aof_last_write_status aof_last_bgrewrite_status aof_enabled "
     "rdb_last_bgsave_status maxmemory maxmemory_policy used_memory total_system_memory maxclients"
 ).split()
 

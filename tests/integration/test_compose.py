@@ -12,6 +12,7 @@ import yaml
 
 from app.settings import Settings
 from ops import gunicorn_conf, program
+from ops.checkup import release
 from tests.machine import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ FIXED = {
     "REDIS_URL", "DATABASE_URL", "SPILLWAY_OPEN_BIND", "SPILLWAY_BIND", "SPILLWAY_PORT", "SPILLWAY_ADMIN_BIND",
     "SPILLWAY_ADMIN_PORT", "SPILLWAY_DATA_DIR", "SPILLWAY_WAL_DIR", "SPILLWAY_CONSUMERS", "SPILLWAY_CONSUMER_NAME",
     "SPILLWAY_REDIS_PORT", "SPILLWAY_POSTGRES_PORT", "SPILLWAY_REDIS_MAX_BYTES", "SPILLWAY_LOG_MAX_BYTES",
-    "SPILLWAY_CANARY_TOKEN",
+    "SPILLWAY_CANARY_TOKEN", "SPILLWAY_REDIS_SERVER", "SPILLWAY_POSTGRES_BIN",
 }
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -58,8 +59,8 @@ def services():
 @pytest.fixture(scope="module")
 def everything():
     """The services with those of the profile."""
-    found = config("--profile", "monitoring")["services"]
-    assert {"prometheus", "grafana"} <= set(found)
+    found = config("--profile", "monitoring", "--profile", "before")["services"]
+    assert {"prometheus", "grafana", "redis-before"} <= set(found)
     return found
 
 
@@ -99,6 +100,22 @@ def test_redis_confirms_only_what_is_on_disk_and_never_evicts(services):
     assert (option(command, "--appendonly"), option(command, "--appendfsync")) == ("yes", "always")
     assert option(command, "--maxmemory-policy") == "noeviction"
     assert 0 < 2 * int(option(command, "--maxmemory")) < in_bytes(services["redis"]["mem_limit"])
+
+
+def test_the_buffer_is_valkey_on_a_volume_of_its_own_which_no_redis_has_written(services):
+    assert services["redis"]["image"].startswith("valkey/valkey:9.")
+    assert services["redis"]["command"][0] == "valkey-server" and services["redis"]["user"] == "valkey"
+    assert "valkey-cli ping" in services["redis"]["healthcheck"]["test"][1]
+    assert [(source, target) for source, target, _ in volumes(services["redis"])] == [("valkey", "/data")]
+
+
+def test_the_volume_of_the_redis_before_is_shown_to_the_doctor_and_can_be_drained(everything):
+    assert list(volumes(everything["consumer"])) == [("redis", str(release.OLD_VOLUME), True)]
+    before = everything["redis-before"]
+    assert before["profiles"] == ["before"] and before["image"].startswith("redis:7.4")
+    assert list(volumes(before)) == [("redis", "/data", False)]
+    for name in ("--appendonly", "--appendfsync", "--requirepass"):
+        assert option(before["command"], name) == option(everything["redis"]["command"], name)
 
 
 def test_postgres_confirms_only_what_is_on_disk(services):
@@ -223,7 +240,7 @@ def test_consumers_wait_for_servers_that_answer_and_the_edge_for_nobody(services
 
 def test_servers_are_pinned_and_monitoring_is_asked_for(services, everything):
     for name in set(everything) - set(services):
-        assert everything[name]["profiles"] == ["monitoring"], name
+        assert everything[name]["profiles"] in (["monitoring"], ["before"]), name
     for name in set(everything) - set(OURS):
         assert re.fullmatch(r"[a-z/]+:v?\d+(\.\d+)+(-\w+)?|postgres:\d+-\w+", everything[name]["image"])
 

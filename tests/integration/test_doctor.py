@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import re
+import shutil
 import socket
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,9 +14,9 @@ import pytest
 import redis
 
 from app.settings import Settings
-from ops import doctor
-from ops.checkup import disk_facts, host_facts
-from tests.conftest import execute, pick_port
+from ops import binary, doctor
+from ops.checkup import disk_facts, host_facts, release
+from tests.conftest import CHOSEN, execute, pick_port, redis_answers
 from tests.journal import append, drain, make_batch, stored, until
 from tests.machine import tmpfs
 from tests.pooler import pooled
@@ -59,7 +61,9 @@ def test_where_all_is_well_nothing_is_bad_and_no_password_is_shown(capsys, patie
     assert status == 0
     assert {one["level"] for one in found.values()} <= {"ok", "warn", "unknown"}
     seen = {name: one["level"] for name, one in found.items() if name.startswith(("redis", "postgres", "clock of"))}
-    assert {name for name, how in seen.items() if how != "ok"} <= {"redis fork", "redis huge pages", "redis memory"}
+    assert {name for name, how in seen.items() if how != "ok"} <= {
+        "redis fork", "redis huge pages", "redis memory", "redis version", "postgres version",  # the machine's
+    }
     assert len(seen) > 24
     for as_json in (True, False):
         doctor.run(argparse.Namespace(json=as_json), Settings(**patient))
@@ -81,6 +85,40 @@ def test_a_weak_redis_is_found_and_healed(capsys, patient, settings, check, how)
     with configured(patient["redis_url"], **settings):
         assert level(capsys, patient, check, stream_max_bytes=1 << 20, dead_letters_max_bytes=1 << 20) == how
     assert level(capsys, patient, check, stream_max_bytes=1 << 20, dead_letters_max_bytes=1 << 20) == "ok"
+
+
+def test_a_node_of_a_cluster_is_found_though_it_takes_the_probe(capsys, patient, tmp_path):
+    port = pick_port()
+    options = {"port": port, "bind": "127.0.0.1", "dir": tmp_path, "cluster-enabled": "yes",
+               "cluster-port": pick_port()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    url = f"redis://127.0.0.1:{port}/0"
+    with subprocess.Popen([binary.redis(None, CHOSEN["SPILLWAY_REDIS_SERVER"]).path, *words],
+                          stdout=subprocess.DEVNULL) as server:
+        try:
+            until(lambda: redis_answers(url), "the node")
+            with closing(redis.Redis.from_url(url)) as node:
+                node.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+                until(lambda: node.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "its slots")
+            status, found = examine(capsys, patient, redis_url=url)
+        finally:
+            server.terminate()
+    assert found["redis writes"]["level"] == "ok"
+    assert (status, found["redis cluster"]["level"]) == (78, "bad")
+    assert "cluster-enabled no" in found["redis cluster"]["remedy"]
+
+
+def test_an_old_volume_with_data_is_named_and_an_empty_one_is_not(capsys, patient, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "OLD_VOLUME", tmp_path / "before")
+    assert "redis old volume" not in examine(capsys, patient)[1]
+    parts = tmp_path / "before/appendonlydir"
+    parts.mkdir(parents=True)
+    assert level(capsys, patient, "redis old volume") == "ok"
+    (parts / "appendonly.aof.1.base.rdb").write_bytes(b"REDIS0012" + bytes(200))
+    assert level(capsys, patient, "redis old volume") == "warn", "also where its manifest is lost"
+    (parts / "appendonly.aof.manifest").write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")
+    found = examine(capsys, patient)[1]["redis old volume"]
+    assert found["level"] == "warn" and "written by Redis 7.4 or later" in found["seen"]
 
 
 def test_a_replica_and_a_lost_group_are_found(capsys, patient):
@@ -278,6 +316,11 @@ def test_a_pooler_by_transaction_is_found(capsys, patient, short_dir):
         status, found = examine(capsys, patient, database_url=url)
         assert found["postgres pooler"]["level"] == "warn" and found["postgres timeouts"]["level"] == "warn"
         assert "do not arrive" in found["postgres timeouts"]["seen"]
+        assert found["postgres pooler"]["seen"].endswith(": a pooler by transaction stands between")
+    with pooled(directory, patient["database_url"], "ignore_startup_parameters = options",
+                "stats_users = spillway") as url:
+        found = examine(capsys, patient, database_url=url)[1]["postgres pooler"]
+        assert re.search(r": pgbouncer 1\.\d+\.\d+ by transaction", found["seen"])
     with pooled(directory, patient["database_url"]) as url:
         status, found = examine(capsys, patient, database_url=url)
         assert (status, found["postgres"]["level"]) == (78, "bad")

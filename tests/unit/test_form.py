@@ -184,11 +184,15 @@ def test_the_first_twenty_faults_are_named():
 
 @pytest.mark.parametrize(("body", "reason"), [
     (b'{"message":"m"', "byte 14"), (b'{"message":"m"}}', "byte 15"), (b"{'message':1}", "byte 1"), (b"{", "byte 1"),
-    (b'{"message":"m",}', "byte 15"), (b'{"message":NaN}', "byte 11"), (b'{"message":"m","x":-Infinity}', "byte 20"),
+    (b'{"message":"m",}', "comma with nothing after it at byte 15"), (b'{"message":NaN}', "byte 11"),
+    (b'{"message":"m","x":-Infinity}', "byte 20"),
     (b'\xef\xbb\xbf{"message":"m"}', "byte 0"), (b'{"message":"\xff"}', "not UTF-8 at byte 12"),
     ('{"message":"\u00e9\u4e2d", x}'.encode(), "byte 20"), (b'{"message":"a\tb"}', "byte 13"),
     (b"[" * 100_000, "deeper than 64"),
     (b'{"message":"m"}{"message":"n"}', "byte 15"), (b'{"message":"\xed\xa0\x80"}', "not UTF-8 at byte 12"),
+    (b'{"message":"m" , }', "nothing after it at byte 17"), (b'[{"message":"m"},]', "nothing after it at byte 17"),
+    (b'{"x":[1,],"message":"m"}', "nothing after it at byte 8"), (b'{"x":[,]}', "Expecting value at byte 6"),
+    (b'{"x":[1,,]}', "Expecting value at byte 8"),
     (b"hello", "byte 0"), (b"{message:1}", "byte 1"), (b'{"message":01}', "byte 12"), (b"\x1f\x8b\x08", "byte 1"),
 ])
 def test_broken_json_is_refused_with_the_byte(body, reason):
