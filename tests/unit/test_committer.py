@@ -41,8 +41,7 @@ class Target:
 
 
 class Wal:
-    """Keeps the groups that it is given, and counts how often it was sealed; each waits for `gate`, and `error` is raised
-    instead."""
+    """A WAL: keeps the groups that it is given, once `gate` is open; `error` is raised instead."""
 
     def __init__(self, error=None):
         self.begun = 0
