@@ -1,63 +1,44 @@
 """Group commit: one committer a worker process takes all waiting batches and makes them durable together.
 
-No request holds a connection, and while one group is on its way the next one gathers: the busier the worker, the
-larger the groups, and the more small requests share a parcel. What the stream does not confirm goes to the WAL, all of
-it under one sync; after a failure later groups go there at once, until a probe on a connection of its own finds the
-stream taking writes again.
+No request holds a connection. There is a lane to the stream and one to the WAL, and what hangs in one of them does not
+keep the other waiting: what the stream does not confirm goes on to the WAL, all of it under one sync; while the stream
+is away, or in write-ahead mode, what waits goes there at once.
 """
 
 import logging
-import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import gevent
-from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from app import log, metric
 from app.batch import Batch
 from app.errors import NotDurable, StreamUnavailable
-from app.parcel import Parcel, Queue
-from app.ticket import Ticket, wake
+from app.lane import Lane
+from app.parcel import STREAM, WAL, Parcel, Queue, batches_of, confirm, fail
+from app.prober import Bounds, Prober, Stream
+from app.ticket import Ticket
 
 logger = logging.getLogger(__name__)
 
 _MAX_GROUP_BYTES = 8 << 20
 _PROBE_EVERY_S = 0.5
 
-STREAM, WAL = "stream", "wal"
-_ACCEPTED = {one: (metric.accepted_batches.labels(one), metric.accepted_events.labels(one)) for one in (STREAM, WAL)}
-
-
-class Stream(Protocol):
-    """Redis: `appender.Appender`."""
-
-    def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
-        """Adds batches; says for each why it was refused."""
-
-    def open(self) -> None:
-        """Connects; raises StreamUnavailable if it cannot."""
-
-    def probe(self, max_bytes: int) -> None:
-        """Raises StreamUnavailable unless the stream takes writes and is within its bytes."""
-
 
 class Wal(Protocol):
-    """The write-ahead log: `spill.Spill`."""
+    """The write-ahead log: `spill.Spill`. No call takes longer than its deadline."""
 
     def append(self, batches: Sequence[Batch]) -> None:
         """Writes batches; raises NotDurable for all of them."""
 
+    def check(self) -> None:
+        """Raises NotDurable unless there is room."""
+
     def seal(self) -> None:
-        """Ends the segment at hand."""
+        """Ends the segment at hand; waits for nothing."""
 
-
-class Bounds(NamedTuple):
-    """Longest that a group waits for the stream, and most bytes that the stream may have."""
-
-    deadline_s: float
-    stream_max_bytes: int
+    def busy_s(self) -> float:
+        """Returns for how long the disk has not answered."""
 
 
 class Committer:
@@ -66,33 +47,32 @@ class Committer:
     Args:
         stream: Where groups go first.
         wal: Where they go when the stream does not confirm.
-        prober: The stream, on a connection of its own.
+        own: The stream, on a connection of its own, for probing.
         bounds: When the stream counts as away.
         is_wal_first: Write-ahead mode: groups go to the WAL alone.
-        spawn: Starts greenlets.
+        stall_s: A lane that has not come round for so long has stalled.
 
     Attributes:
         next_id: As `Queue.next_id`: committed before the next one is asked for, its batch may be merged.
     """
 
-    def __init__(self, stream: Stream, wal: Wal, prober: Stream, bounds: Bounds, is_wal_first: bool = False,
-                 spawn: Callable[..., object] = gevent.spawn) -> None:
+    def __init__(self, stream: Stream, wal: Wal, own: Stream, bounds: Bounds, is_wal_first: bool = False,
+                 stall_s: float = 10.0) -> None:
         self._stream = stream
         self._wal = wal
-        self._prober = prober
-        self._bounds = bounds
+        self._deadline_s = bounds.deadline_s
         self._is_wal_first = is_wal_first
+        self._stall_s = stall_s
         self._waiting = Queue()
+        self._for_wal = Queue()
         self.next_id = self._waiting.next_id
-        self._oldest_at = 0.0
-        self._has_waiting = Event()
-        self._is_available = True
-        self._stream_turn = BoundedSemaphore()
-        self._wal_turn = BoundedSemaphore()
-        self._wal_failure: NotDurable | None = None
         self._has_spilled = False
-        spawn(self._run)
-        spawn(self._probe)
+        self._prober = Prober(stream, own, bounds, self._route)
+        self._to_stream = Lane(STREAM, self._taken_for_stream, self._append)
+        self._to_wal = Lane(WAL, self._taken_for_wal, self._spill)
+        self._lane = self._to_stream  # of what waits
+        self._route()
+        gevent.spawn(self._look_after)
 
     def commit(self, batch: Batch | None, is_for_wal: bool = False, sent_bytes: int = 0) -> str:
         """Returns what made the batch durable, `STREAM` or `WAL`; without a batch, what would.
@@ -109,138 +89,106 @@ class Committer:
             Durable on return.
         """
         ticket = Ticket(batch, sent_bytes)
-        if not self._waiting:
-            self._oldest_at = time.monotonic()
-            self._has_waiting.set()
-        self._waiting.put(ticket, is_for_wal)
+        queue = self._for_wal if is_for_wal else self._waiting
+        if not queue:
+            (self._to_wal if is_for_wal else self._lane).wake()
+        queue.put(ticket)
         return ticket.wait()
 
-    def _run(self) -> None:
-        while True:
-            self._has_waiting.wait()
-            group, oldest_at = self._take(), self._oldest_at
-            self._oldest_at = time.monotonic()
-            try:
-                self._spilled(group if self._is_wal_first or not self._is_available else self._streamed(group))
-                metric.tally.observe(metric.commit_seconds, time.monotonic() - oldest_at)
-            except Exception as error:
-                # A fault of ours must not end the one greenlet that answers every request; nothing is acknowledged.
-                logger.exception(log.line("commit_failed"))
-                _fail(group, NotDurable("internal", f"a fault of this service: {error!r}"))
+    def check(self) -> None:
+        """Returns if a batch that came now would be confirmed, and no lane has stalled; waits no longer than for that.
 
-    def _take(self) -> list[Parcel]:
-        group = self._waiting.take(_MAX_GROUP_BYTES)
-        if not self._waiting:
-            self._has_waiting.clear()
-        metric.tally.observe(metric.group_batches, len(group))
-        return group
+        Raises:
+            NotDurable: It would not, or one has: the detail names it.
+        """
+        stalled = self._stalled()
+        if not stalled:
+            with gevent.Timeout(self._stall_s, False):
+                self.commit(None)
+                return
+            stalled = self._stalled()
+        names = " and ".join(stalled) or "?"
+        raise NotDurable("stalled", f"lane {names}: has not come round for {self._stall_s:g} s")
 
-    def _streamed(self, group: list[Parcel]) -> list[Parcel]:
-        """Appends a group to the stream, answers what that confirmed, and returns the rest."""
-        left = [one for one in group if one.is_for_wal]
-        if left and not (group := [one for one in group if not one.is_for_wal]):
-            return left
+    def ended(self) -> list[str]:
+        """Returns the names of lanes whose greenlets have ended: what they carry is refused until a restart."""
+        return [lane.name for lane in (self._to_stream, self._to_wal) if not lane.is_alive]
+
+    def _stalled(self) -> list[str]:
+        return [name for name, busy_s in self._busy_s().items() if busy_s >= self._stall_s]
+
+    def _busy_s(self) -> dict[str, float]:
+        """Returns for how long each lane has not come round although it has work."""
+        # Past its deadline the WAL's lane goes on, and refuses what comes: its thread is where it hangs.
+        return {STREAM: self._to_stream.busy_s(), WAL: max(self._to_wal.busy_s(), self._wal.busy_s())}
+
+    def _route(self) -> None:
+        """Sets the lane that takes what waits."""
+        self._lane = self._to_stream if self._prober.is_available and not self._is_wal_first else self._to_wal
+        if self._waiting:
+            self._lane.wake()
+
+    def _taken_for_stream(self) -> list[Parcel]:
+        return self._waiting.take(_MAX_GROUP_BYTES) if self._lane is self._to_stream else []
+
+    def _taken_for_wal(self) -> list[Parcel]:
+        if self._lane is self._to_wal:
+            self._for_wal.add(self._waiting.take(_MAX_GROUP_BYTES))
+        return self._for_wal.take(_MAX_GROUP_BYTES)
+
+    def _append(self, group: list[Parcel]) -> None:
+        """Appends a group to the stream, answers what that confirmed, and hands the rest on."""
         try:
-            with self._stream_turn, gevent.Timeout(self._bounds.deadline_s):
-                outcomes = iter(self._stream.append(_batches(group)))
+            with self._prober.turn, gevent.Timeout(self._deadline_s):
+                outcomes = iter(self._stream.append(batches_of(group)))
         except gevent.Timeout:
-            self._note(StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s"))
-            return group + left
+            return self._hand_on(group, StreamUnavailable("deadline", f"no reply within {self._deadline_s} s"))
         except StreamUnavailable as error:
-            self._note(error)
-            return group + left
+            return self._hand_on(group, error)
         confirmed: list[Parcel] = []
+        left: list[Parcel] = []
+        refusal = None
         try:
             for parcel in group:
-                refusal = next(outcomes) if parcel.batch else None
-                if refusal:
-                    self._note(refusal)
-                (left if refusal else confirmed).append(parcel)
+                outcome = next(outcomes) if parcel.batch else None
+                refusal = outcome or refusal
+                (left if outcome else confirmed).append(parcel)
         finally:
-            _confirm(confirmed, STREAM)
-        return left
+            confirm(confirmed, STREAM)
+        if refusal:
+            self._hand_on(left, refusal)
 
-    def _spilled(self, group: list[Parcel]) -> None:
-        """Writes what is left of a group to the WAL and answers it."""
-        batches = _batches(group)
+    def _hand_on(self, group: list[Parcel], error: StreamUnavailable) -> None:
+        """Leaves to the WAL's lane what the stream has not confirmed."""
+        self._prober.note(error)
+        if not self._for_wal:
+            self._to_wal.wake()
+        self._for_wal.add(group)
+
+    def _spill(self, group: list[Parcel]) -> None:
+        """Writes a group to the WAL and answers it."""
+        batches = batches_of(group)
         try:
             if batches:
                 self._has_spilled = True
-                with self._wal_turn:
-                    self._wal.append(batches)
-                self._wal_failure = None
-            elif group and self._wal_failure:
-                raise self._wal_failure
+                self._wal.append(batches)
+            else:
+                self._wal.check()
         except NotDurable as error:
-            self._wal_failure = error
-            _fail(group, error)
+            fail(group, error)
         else:
-            _confirm(group, WAL)
+            confirm(group, WAL)
 
-    def _probe(self) -> None:
-        """Looks after the stream on a connection of its own, and ends a segment that nothing more will go to."""
+    def _look_after(self) -> None:
+        """Probes the stream, tells how the lanes are, and ends a segment that nothing more will go to."""
         while True:
             gevent.sleep(_PROBE_EVERY_S)
             try:
-                self._look_after()
+                for name, busy_s in self._busy_s().items():
+                    metric.lane_stalled.labels(name).set(busy_s)
+                # Not while the stream is away: rare requests would then take a segment each.
+                if self._prober.look() and not self._has_spilled:
+                    self._wal.seal()
+                self._has_spilled = False
             except Exception:
                 logger.exception(log.line("probe_failed"))  # The next one may do better.
-
-    def _look_after(self) -> None:
-        failure = self._probed()
-        # A late reply may be this worker's own slowness; whether requests wait too long, they find out themselves.
-        if not self._is_available or failure and failure.cause != "deadline":
-            self._note(failure)
-        # Not while the stream is away: rare requests would then take a segment each.
-        if not failure and not self._has_spilled:
-            with self._wal_turn:
-                self._wal.seal()
-        self._has_spilled = False
-
-    def _probed(self) -> StreamUnavailable | None:
-        # Back below nine tenths, not at the bound, so as not to swing between the two.
-        share = 1.0 if self._is_available else 0.9
-        try:
-            self._prober.open()
-            with gevent.Timeout(self._bounds.deadline_s):
-                self._prober.probe(int(self._bounds.stream_max_bytes * share))
-            if not self._is_available:
-                # Ahead: on a slow network the round trips of opening alone would cost the next group its deadline.
-                with self._stream_turn:
-                    self._stream.open()
-        except gevent.Timeout:
-            return StreamUnavailable("deadline", f"no reply within {self._bounds.deadline_s} s")
-        except StreamUnavailable as error:
-            return error
-        return None
-
-    def _note(self, error: StreamUnavailable | None) -> None:
-        """Logs once per change of state."""
-        if error and self._is_available:
-            logger.error(log.line("redis_unavailable", fallback="wal", cause=error.cause, detail=error))
-        if not error and not self._is_available:
-            logger.warning(log.line("redis_available"))
-        self._is_available = error is None
-
-
-def _batches(group: list[Parcel]) -> list[Batch]:
-    return [parcel.batch for parcel in group if parcel.batch]
-
-
-def _confirm(group: list[Parcel], durability: str) -> None:
-    tickets = [ticket for parcel in group for ticket in parcel.tickets]
-    for ticket in tickets:
-        ticket.settle(durability)
-    wake(tickets)
-    if batches := _batches(group):
-        accepted_batches, accepted_events = _ACCEPTED[durability]
-        metric.tally.add(accepted_batches, sum([1 for ticket in tickets if ticket.batch]))
-        metric.tally.add(accepted_events, sum([batch.count for batch in batches]))
-        metric.tally.add(metric.body_bytes, sum([ticket.sent_bytes for ticket in tickets]))
-
-
-def _fail(group: list[Parcel], error: NotDurable) -> None:
-    left = [ticket for parcel in group for ticket in parcel.tickets if not ticket.is_done]
-    for ticket in left:
-        ticket.settle("", error)
-    wake(left)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,31 +15,42 @@ from prometheus_client import Counter
 
 from app import log, metric, problem
 from app.appender import Appender
-from app.committer import Bounds, Committer
-from app.errors import SettingError
+from app.committer import Committer
+from app.errors import NotDurable, SettingError
 from app.ingest import Ingest
 from app.monitor import Monitor
+from app.prober import Bounds
 from app.settings import Settings
 from app.spill import Spill, make_writer
 
 
 class Live:
-    """`GET /livez`: the process answers."""
+    """`GET /livez`: the process answers, and lacks nothing that only a restart would mend: a disk that hangs is no
+    reason to end a process that serves others.
+
+    Args:
+        ended: Returns the names of lanes that have ended.
+    """
+
+    def __init__(self, ended: Callable[[], list[str]] = list) -> None:
+        self._ended = ended
 
     def on_get(self, req: Request, resp: Response) -> None:
-        """Answers 200."""
+        """Answers 200, or 503 through `NotDurable`."""
+        if ended := self._ended():
+            raise NotDurable("internal", f"lane {' and '.join(ended)}: has ended; restart this process")
         resp.text = '{"status": "live"}'
 
 
 class Ready:
-    """`GET /readyz`: a batch that came now would be confirmed."""
+    """`GET /readyz`: a batch that came now would be confirmed, and no lane has stalled."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answers 200, or 503 through `NotDurable`."""
-        self._committer.commit(None)
+        self._committer.check()
         resp.text = '{"status": "ready"}'
 
 
@@ -63,7 +75,7 @@ def create_app(committer: Committer, appender: Appender, settings: Settings) -> 
     app.req_options.keep_blank_qs_values = True
     problem.install(app)
     app.add_route("/ingest", Ingest(committer, appender, settings))
-    app.add_route("/livez", Live())
+    app.add_route("/livez", Live(committer.ended))
     app.add_route("/readyz", Ready(committer))
     if settings.database_url:
         app.add_route("/batches/{batch_id:uuid}", Monitor(settings.database_url))
@@ -86,7 +98,7 @@ def get_app() -> "falcon.App[Request, Response]":
     bounds = Bounds(settings.redis_deadline_ms / 1000, settings.stream_max_bytes)
     appender, prober = (Appender(settings.redis_url, bounds.deadline_s) for _ in range(2))
     # A thread of its own: the hub's pool also resolves names, and one slow disk would stop that.
-    spill = Spill(make_writer(settings), ThreadPool(1).apply)
+    spill = Spill(make_writer(settings), ThreadPool(1).spawn, settings.wal_deadline_ms / 1000)
     committer = Committer(appender, spill, prober, bounds, settings.wal == "always")
     metric.tally.start()
     return create_app(committer, appender, settings)

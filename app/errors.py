@@ -50,7 +50,8 @@ class NotDurable(SpillwayError):
     """No store confirmed the batch, or there is no room to try. Answer 503 with `Retry-After`; never a 2xx.
 
     Args:
-        cause: A closed-set word for metrics: `"inflight"`, `"wal_full"`, `"wal_failed"` or `"internal"`.
+        cause: A closed-set word: `"inflight"`, `"wal_full"`, `"wal_failed"`, `"wal_overdue"`, `"stalled"` or
+            `"internal"`.
     """
 
     def __init__(self, cause: str, detail: str) -> None:

@@ -14,10 +14,11 @@ from gunicorn.http.errors import ParseException
 
 from app import batch, body, form, metric
 from app.appender import Appender
-from app.committer import STREAM, Committer
+from app.committer import Committer
 from app.errors import NotDurable, Rejected
 from app.event import Defaults
 from app.form import FORMS, Form, Limits
+from app.parcel import STREAM
 from app.settings import Settings
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")

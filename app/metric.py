@@ -1,6 +1,6 @@
 """The edge's metrics. Labels come from closed sets alone; `ops/REFERENCE.md` says what each one means."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from app.tally import BulkHistogram, Tally
 
@@ -28,6 +28,12 @@ wal_write_seconds = Histogram(
     "ingest_wal_write_seconds", "One group's write to the WAL, its fdatasync included.",
     buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
 )
+lane_stalled = Gauge(
+    "ingest_lane_stalled_seconds", "For how long a lane has not come round although it has work.", ["lane"],
+    multiprocess_mode="livemax",
+)
+for _lane in ("stream", "wal"):
+    lane_stalled.labels(_lane)
 wal_poisoned = Counter("ingest_wal_poisoned_segments_total", "WAL segments given up because a sync failed.")
 group_batches = BulkHistogram(
     "ingest_group_batches", "Batches confirmed in one round trip.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),

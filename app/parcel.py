@@ -4,8 +4,15 @@ A lone event costs Redis, a consumer and the ledger nearly as much as a thousand
 requests that wait at the same time are merged. Their rows keep the ids that their requests are answered with.
 """
 
+from collections.abc import Sequence
+
+from app import metric
 from app.batch import Batch, Series, is_canary, merged
-from app.ticket import Ticket
+from app.errors import NotDurable
+from app.ticket import Ticket, wake
+
+STREAM, WAL = "stream", "wal"
+_ACCEPTED = {one: (metric.accepted_batches.labels(one), metric.accepted_events.labels(one)) for one in (STREAM, WAL)}
 
 _MAX_EVENTS = 1000  # Each of them may be bad alone, and then costs the consumer a few tries: that has to end.
 _MAX_BYTES = 1 << 18
@@ -16,19 +23,17 @@ class Parcel:
 
     Args:
         series: Where the ids come from of requests that share it; None: it is for one alone.
-        is_for_wal: It is not to be offered to the stream.
 
     Attributes:
         tickets: Of the requests, in order; one whose batch is None goes alone.
         size: Bytes of payload.
     """
 
-    __slots__ = ("tickets", "size", "is_for_wal", "_batch", "_count", "_minute", "_series")
+    __slots__ = ("tickets", "size", "_batch", "_count", "_minute", "_series")
 
-    def __init__(self, series: Series | None, is_for_wal: bool = False) -> None:
+    def __init__(self, series: Series | None) -> None:
         self.tickets: list[Ticket] = []
         self.size = 0
-        self.is_for_wal = is_for_wal
         self._batch: Batch | None = None
         self._count = 0
         self._minute = ""
@@ -81,14 +86,18 @@ class Queue:
             self._open = Parcel(self._series)
         return self._series.next_id()
 
-    def put(self, ticket: Ticket, is_for_wal: bool) -> None:
+    def put(self, ticket: Ticket) -> None:
         """Adds a request, to the open parcel if it may be there."""
-        is_shared = ticket.batch is not None and not is_for_wal and self._open.takes(ticket.batch)
-        parcel = self._open if is_shared else Parcel(None, is_for_wal)
+        is_shared = ticket.batch is not None and self._open.takes(ticket.batch)
+        parcel = self._open if is_shared else Parcel(None)
         if not parcel.tickets:
             self._parcels.append(parcel)
         if not parcel.add(ticket) and is_shared:
             self._open = Parcel(None)
+
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        """Adds what was taken elsewhere."""
+        self._parcels += parcels
 
     def take(self, max_bytes: int) -> list[Parcel]:
         """Takes parcels, oldest first, up to so many bytes, and at least one."""
@@ -102,3 +111,29 @@ class Queue:
         if self._open in taken:
             self._open = Parcel(None)
         return taken
+
+
+def batches_of(group: Sequence[Parcel]) -> list[Batch]:
+    """Returns what of a group is to be stored."""
+    return [parcel.batch for parcel in group if parcel.batch]
+
+
+def confirm(group: Sequence[Parcel], durability: str) -> None:
+    """Answers the requests of a group with what made it durable, and counts them."""
+    tickets = [ticket for parcel in group for ticket in parcel.tickets]
+    for ticket in tickets:
+        ticket.settle(durability)
+    wake(tickets)
+    if batches := batches_of(group):
+        accepted_batches, accepted_events = _ACCEPTED[durability]
+        metric.tally.add(accepted_batches, sum([1 for ticket in tickets if ticket.batch]))
+        metric.tally.add(accepted_events, sum([batch.count for batch in batches]))
+        metric.tally.add(metric.body_bytes, sum([ticket.sent_bytes for ticket in tickets]))
+
+
+def fail(group: Sequence[Parcel], error: NotDurable) -> None:
+    """Answers those requests of a group that are not answered yet with the error."""
+    left = [ticket for parcel in group for ticket in parcel.tickets if not ticket.is_done]
+    for ticket in left:
+        ticket.settle("", error)
+    wake(left)

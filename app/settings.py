@@ -78,6 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["fallback", "always"],
         _doc("`fallback`: the WAL takes what Redis does not; `always`: it takes everything first, and Redis follows."),
     ] = "fallback"
+    wal_deadline_ms: Annotated[
+        int, Meta(ge=10, le=60_000), _doc("Longest that an acknowledgement waits for the WAL's disk, ms; more: 503.")
+    ] = 5000
     wal_dir: Annotated[str, _doc("Where WAL segments lie; unset: `wal` below `SPILLWAY_DATA_DIR`.")] = ""
     wal_max_bytes: Annotated[Bytes, _doc("Bytes of WAL segments on this host; more: 503.")] = 4096 * MIB
     wal_segment_bytes: Annotated[Bytes, _doc("Size of a WAL segment; each worker keeps a spare one.")] = 16 * MIB

@@ -39,12 +39,14 @@ class Edge:
         worker_class: As `SPILLWAY_WORKER_CLASS`.
         options: For gunicorn.
         is_tls: Whether the options make it speak TLS.
+        app: The application, as gunicorn takes it.
         settings: By their names in the environment.
     """
 
     _is_tls = False
 
-    def __init__(self, redis_url, directory, worker_class="spillway", options=(), is_tls=False, **settings):
+    def __init__(self, redis_url, directory, worker_class="spillway", options=(), is_tls=False,
+                 app="app.edge:get_app()", **settings):
         self.metrics_dir = directory / "metrics"
         self.metrics_dir.mkdir()
         self._log = directory / "log"
@@ -56,7 +58,7 @@ class Edge:
         with self._log.open("wb") as log:
             self._master = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn_conf.py", "-w", "1", "-b", "127.0.0.1:0",
-                 "-k", WORKER_CLASSES[worker_class], *options, "app.edge:get_app()"],
+                 "-k", WORKER_CLASSES[worker_class], *options, app],
                 cwd=ROOT, stdout=log, stderr=log, env={**kept, "PYTHONPATH": str(ROOT), **environ},
             )
         self._is_tls = is_tls

@@ -114,3 +114,14 @@ class Ext4(disk.Ext4):
     def _device(self):
         number = self.root.stat().st_dev
         return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+
+
+@contextmanager
+def frozen(directory):
+    """Stops a file system from here to the end: what would change it hangs in the kernel."""
+    needs("fsfreeze")
+    subprocess.run(["fsfreeze", "--freeze", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", directory], check=True)

@@ -103,7 +103,7 @@ class Segment:
         try:
             files.allocate(self._fd, size)
             self._mapping = files.map(self._fd, size)
-            self._mapping[:frame.HEADER_BYTES] = frame.encode_header(frame.Header(identity, size))
+            files.store(self._mapping, frame.encode_header(frame.Header(identity, size)), 0)
             # Header and length are durable before the segment has a name in the log: if they are ever wrong there,
             # something was lost.
             files.sync(self._fd)
@@ -239,7 +239,7 @@ class Segment:
 
     def _store_head(self, payload: bytes, flags: int) -> None:
         head = frame.encode(self._seed, self._end, payload, self._sequence, flags, self._durable_upto)
-        self._mapping[self._end:self._end + FRAME_BYTES] = head
+        self._files.store(self._mapping, head, self._end)
 
     def _close(self) -> None:
         if mapping := getattr(self, "_mapping", None):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wal.errors import RecordTooLarge, WalClosed, WalError, WalFailed, WalFull
-from wal.file import FILES, Files, failure
+from wal.file import FILES, PAGE_BYTES, Files, failure
 from wal.frame import MAX_RECORD_BYTES, group_bytes
 from wal.segment import DRAFT_SUFFIX, Segment, bytes_for, used_bytes
 
@@ -71,6 +71,23 @@ class Writer:
         if records:
             self._commit(records, group_bytes(lengths))
             self._keep_spare()
+
+    def check(self) -> None:
+        """Returns if a small record would find room now, and the disk syncs.
+
+        Raises:
+            WalFull: It would not.
+            WalFailed: The disk failed.
+            WalClosed: The writer is closed or another process's.
+        """
+        self._open()
+        if self._segment and self._segment.room >= PAGE_BYTES:
+            return
+        try:
+            self._spare_for(0).sync()
+        except OSError as error:
+            self._drop_spare()
+            raise failure(error) from error
 
     def seal(self) -> None:
         """Ends the current segment, so that the reader may release it; the next write takes another.

@@ -86,6 +86,7 @@ FAULTS = {fault.name: fault for fault in (
     Fault("redis-full", "Redis is at its maxmemory", harm.fill_redis),
     Fault("redis-flush", "everything in Redis is deleted with FLUSHALL", harm.flush, is_lossy=True),
     Fault("wal-full", "Redis is stopped, and the disk under the WAL is full", harm.fill_wal, _FULL, ("disk",)),
+    Fault("wal-hang", "the disk under the WAL hangs", harm.freeze_wal, needs=("disk", "fsfreeze")),
     Fault("power-cut", "Redis is stopped, and the disk under the WAL loses its power", harm.cut_power, _CUT | _FULL,
           ("disk",)),
     Fault("postgres-stop", "PostgreSQL is stopped", harm.stop("postgres")),

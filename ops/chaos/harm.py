@@ -124,6 +124,17 @@ def fill_wal(target: Supervised) -> Heal:
     return heal
 
 
+def freeze_wal(target: Supervised) -> Heal:
+    """The disk under the WAL hangs: what would change it waits in the kernel."""
+    assert target.disk
+    root = target.disk.root
+    subprocess.run(["fsfreeze", "--freeze", root], check=True)
+
+    def heal() -> None:
+        subprocess.run(["fsfreeze", "--unfreeze", root], check=True)
+    return heal
+
+
 def _fill(path: Path) -> None:
     """Makes a file that takes all the room there is."""
     with path.open("wb") as file:

@@ -77,6 +77,13 @@ def test_what_is_killed_comes_back_by_itself(tmp_path):
     assert all(box["is_ticked"] for box in boxes["nemesis"].values()), output
 
 
+def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path):
+    needs(*TOOLS, "fsfreeze")
+    faults = "--fault", "wal-hang", "--fault", "redis-kill"  # the second has segments written, and sealed
+    boxes, _, output = chaos(tmp_path, "nemesis", "--minutes", "0.5", "--rate", "40", *faults)
+    assert all(box["is_ticked"] for box in boxes["nemesis"].values()), output
+
+
 def test_a_power_cut_finds_an_acknowledgement_before_the_sync(tmp_path):
     needs(*TOOLS)
     nemesis = "nemesis", "--fault", "power-cut", "--minutes", "0.1", "--duration", "5"

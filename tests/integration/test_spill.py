@@ -151,7 +151,7 @@ def test_while_a_sync_takes_its_time_other_requests_are_answered_and_what_waits_
     running = host()
     redis_server.stop()
     ids = [running.post(0).document["batch_id"]]
-    with injected(running.edge.worker_pid(), "fdatasync:delay_enter=5s:when=1"):
+    with injected(running.edge.worker_pid(), "fdatasync:delay_enter=3s:when=1"):
         groups = running.edge.metric("ingest_wal_write_seconds_count")
         with ThreadPoolExecutor(20) as pool:
             posts = [pool.submit(running.post, number) for number in range(1, 21)]

@@ -4,12 +4,14 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from app.batch import Batch
+from app.batch import KEYLESS, Batch
 from app.committer import Bounds, Committer
 from app.errors import NotDurable, StreamUnavailable
 from tests.journal import DEADLINE_S as PATIENCE_S
 
 DEADLINE_S = 0.2
+STALL_S = 0.3
+MINUTE = "2026-01-31T12:00:00.000000Z"
 REFUSED = StreamUnavailable("OOM", "full")
 FULL = NotDurable("wal_full", "no room")
 
@@ -39,20 +41,31 @@ class Target:
 
 
 class Wal:
-    """Keeps the groups that it is given, and counts how often it was sealed; `error` is raised instead."""
+    """A WAL: keeps the groups that it is given, once `gate` is open; `error` is raised instead."""
 
     def __init__(self, error=None):
+        self.begun = 0
         self.groups = []
         self.sealed = 0
         self.error = error
+        self.gate = Event()
+        self.gate.set()
 
     def append(self, batches):
+        self.begun += 1
+        self.gate.wait()
+        self.check()
+        self.groups.append([batch.batch_id for batch in batches])
+
+    def check(self):
         if self.error:
             raise self.error
-        self.groups.append([batch.batch_id for batch in batches])
 
     def seal(self):
         self.sealed += 1
+
+    def busy_s(self):
+        return 0.0
 
 
 def batch(name, size=1):
@@ -217,17 +230,121 @@ def test_what_is_meant_for_the_wal_is_answered_when_the_stream_fails_its_group(f
     waiting = [gevent.spawn(committer.commit, batch(number), number == 0) for number in range(3)]
     gevent.joinall(waiting, timeout=5, raise_error=True)
     assert [one.value for one in waiting] == ["wal"] * 3
-    assert sorted(wal.groups[0]) == ["0", "1", "2"] and len(wal.groups) == 1
+    assert sorted(sum(wal.groups, [])) == ["0", "1", "2"]
+
+
+def test_a_wal_that_hangs_keeps_no_request_of_the_stream_waiting():
+    target, wal = Target(), Wal()
+    wal.gate.clear()
+    committer = make(target, wal)
+    one = gevent.spawn(committer.commit, batch("for the WAL"), True)
+    until(lambda: wal.begun)
+    for number in range(5):
+        assert outcomes(committer, batch(number), batch(f"{number} too")) == ["stream"] * 2
+    target.answer, target.probe_error = (lambda batches: [REFUSED] * len(batches)), REFUSED
+    rest = [gevent.spawn(committer.commit, batch(name)) for name in ("refused", "too")]
+    until(lambda: len(target.groups) == 6)
+    assert not one.dead and not any(request.dead for request in rest)
+    wal.gate.set()
+    gevent.joinall([one, *rest], timeout=5, raise_error=True)
+    assert wal.groups == [["for the WAL"], ["refused", "too"]]
+
+
+def test_a_stream_that_hangs_keeps_nothing_waiting_that_is_meant_for_the_wal():
+    target, wal = Target(), Wal()
+    target.gate.clear()
+    committer = make(target, wal)
+    one = gevent.spawn(committer.commit, batch("for the stream"))
+    until(lambda: target.groups)
+    assert [committer.commit(batch(number), True) for number in range(5)] == ["wal"] * 5
+    assert not one.dead
+    target.gate.set()
+    assert one.get(timeout=5) == "stream"
+
+
+def test_what_waits_for_a_stream_that_goes_away_is_merged_with_what_comes_for_the_wal():
+    target, wal = Target(lambda batches: [REFUSED] * len(batches)), Wal()
+    target.gate.clear()
+    target.probe_error = REFUSED
+    wal.gate.clear()
+    committer = make(target, wal)
+
+    def post():
+        return committer.commit(Batch(committer.next_id(), 1, KEYLESS, MINUTE, b"row\n"))
+
+    requests = [gevent.spawn(post)]
+    until(lambda: target.groups)
+    requests += [gevent.spawn(post) for _ in range(3)]
+    target.gate.set()
+    until(lambda: wal.begun)
+    requests += [gevent.spawn(post) for _ in range(3)]
+    gevent.sleep(0)
+    wal.gate.set()
+    gevent.joinall(requests, timeout=5, raise_error=True)
+    # What waited while the first was on its way to the stream is one batch beside it, and so is what came after that.
+    assert [len(group) for group in wal.groups] == [2, 1] and len(target.groups) == 1
 
 
 def test_a_sign_of_life_is_asked_for_without_a_batch():
     target = Target()
     assert outcomes(make(target), None) == ["stream"] and target.groups == [[]]
-    refusing = Target(lambda batches: [REFUSED] * len(batches))
-    refusing.probe_error = REFUSED
-    committer = make(refusing, Wal(FULL))
+
+
+def away():
+    """Returns a stream that takes nothing."""
+    target = Target(lambda batches: [REFUSED] * len(batches))
+    target.probe_error = REFUSED
+    return target
+
+
+def test_whether_there_is_room_is_asked_each_time_and_not_what_the_last_request_found():
+    wal = Wal(FULL)
+    committer = make(away(), wal)
+    until(lambda: committer.ended() or outcomes(committer, None) == [FULL])  # although nobody was refused yet
     assert outcomes(committer, batch("a")) == [FULL]
+    wal.error = None
+    assert outcomes(committer, None) == ["wal"]
+    wal.error = FULL
     assert outcomes(committer, None) == [FULL]
+
+
+@pytest.mark.parametrize("hangs", ["stream", "wal"])
+def test_a_lane_that_has_work_and_does_not_come_round_is_named_also_to_who_waits(hangs):
+    target, wal = Target(), Wal()
+    committer = Committer(target, wal, target, Bounds(60.0, 1 << 20), stall_s=STALL_S)
+    committer.check()
+    (target if hangs == "stream" else wal).gate.clear()
+    asked = gevent.spawn(committer.check)
+    one = gevent.spawn(committer.commit, batch("a"), hangs == "wal")
+    if hangs == "stream":
+        with pytest.raises(NotDurable, match=f"{hangs}: has not come round for"):
+            asked.get(timeout=5)
+    gevent.sleep(STALL_S)
+    with pytest.raises(NotDurable, match=f"lane {hangs}: has not come round for") as found:
+        committer.check()
+    assert found.value.cause == "stalled" and committer.ended() == []
+    (target if hangs == "stream" else wal).gate.set()
+    one.get(timeout=5)
+    committer.check()
+
+
+class Strange(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("end", [gevent.GreenletExit, Strange])
+def test_when_a_lane_s_greenlet_ends_nobody_waits_for_it_and_it_is_told(end, caplog):
+    def fail(batches):
+        raise end()
+
+    committer = make(Target(fail), Wal())
+    found = outcomes(committer, batch("in hand"))
+    assert [error.cause for error in found] == ["internal"]
+    until(committer.ended)
+    assert committer.ended() == ["stream"]
+    assert [error.cause for error in outcomes(committer, batch("later"), None)] == ["internal"] * 2
+    assert committer.commit(batch("for the WAL"), True) == "wal"
+    assert [record.levelname for record in caplog.records if "lane_ended" in record.message] == ["CRITICAL"]
 
 
 def test_a_change_of_state_is_logged_once(caplog):

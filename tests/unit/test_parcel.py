@@ -13,12 +13,12 @@ MINUTE = "2026-01-31T12:00:00.000000Z"
 ALL = 1 << 30
 
 
-def put(queue, text="m", count=1, key=None, received_at=MINUTE, is_for_wal=False, service="s"):
+def put(queue, text="m", count=1, key=None, received_at=MINUTE, service="s"):
     """Puts a request and returns its ticket."""
     batch_id = queue.next_id() if key is None else batch.id_of_key(key)
     rows = "".join(f"{received_at}\t{batch_id}\t{index}\t{text}\t{service}\tend\n" for index in range(count))
     ticket = Ticket(Batch(batch_id, count, KEYLESS, received_at, rows.encode()), 0)
-    queue.put(ticket, is_for_wal)
+    queue.put(ticket)
     return ticket
 
 
@@ -45,7 +45,7 @@ def test_a_request_that_waits_alone_is_stored_as_it_is():
 
 
 @pytest.mark.parametrize("alone", [
-    {"key": "k"}, {"is_for_wal": True}, {"service": CANARY}, {"received_at": "2026-01-31T12:01:00.000000Z"},
+    {"key": "k"}, {"service": CANARY}, {"received_at": "2026-01-31T12:01:00.000000Z"},
     {"count": 1000}, {"text": "x" * (1 << 18)},
 ])
 def test_what_must_stand_alone_does_and_the_others_are_merged_all_the_same(alone):
@@ -101,7 +101,7 @@ def test_an_id_of_before_the_group_was_taken_is_stored_alone_under_itself():
     taken(queue)
     first = put(queue)
     late = Ticket(Batch(late_id, 1, KEYLESS, MINUTE, b"row\n"), 0)
-    queue.put(late, False)
+    queue.put(late)
     last = put(queue)
     (one, shared), (alone, _) = taken(queue)
     assert (shared, alone) == ([first, last], late.batch)
