@@ -86,12 +86,9 @@ class Appender:
         if self._is_open:
             return
         self._connection.connect()
-        try:
-            self._called(stream.CREATE_GROUP)
+        is_new, = self._called(stream.CREATE_GROUP)
+        if is_new:
             logger.warning(log.line("group_created", stream=stream.STREAM, group=stream.GROUP))
-        except redis.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
         self.fsync = self._read_fsync()
         if self.fsync != "always":
             logger.warning(log.line("redis_durability_weak", appendfsync=self.fsync, wanted="always"))

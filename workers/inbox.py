@@ -9,6 +9,7 @@ HANDOVER 5: stream → dead letters (tests/crash/test_load.py), by one script.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -208,16 +209,21 @@ class Inbox:
             return None
 
     def _take_over(self) -> None:
-        taken, lost, removed = self._run(script.TAKE_OVER, self._claim_idle_ms)
-        for victim in sorted({victim for _, victim in taken}):
-            count = sum(1 for _, owner in taken if owner == victim)
-            metric.claimed_entries.inc(count)
-            logger.warning(log.line("entries_claimed", count=count, from_consumer=victim.decode(),
+        """Takes what others have left, in parts, until it has as much as it would load at once."""
+        start, room, victims = "-", MAX_ENTRIES, Counter[bytes]()
+        while start and room > 0:
+            most = min(_AT_A_TIME, room)
+            taken, lost, removed, last = self._run(script.TAKE_OVER, self._claim_idle_ms, start, most)
+            start, room = f"({last.decode()}" if last else "", room - len(taken)
+            victims.update(victim for _, victim in taken)
+            if lost:
+                self._note_lost(lost)
+            for name in removed:
+                logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
+        for victim, claimed in victims.items():
+            metric.claimed_entries.inc(claimed)
+            logger.warning(log.line("entries_claimed", count=claimed, from_consumer=victim.decode(),
                                     idle_s=self._claim_idle_ms / 1000))
-        for name in removed:
-            logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
-        if lost:
-            self._note_lost(lost)
 
     def _note_lost(self, count: int) -> None:
         metric.lost_entries.inc(count)
