@@ -1,12 +1,12 @@
 """Appends batches to the stream: one connection, one pipeline a group, no retries.
 
-A group and its counts are one transaction: Redis has taken all of it, or nothing.
+A group and its counts are one transaction: Redis has taken all of it, or nothing, where it does not refuse MULTI.
 
 HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, confirmed by Redis's reply.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.errors import StreamUnavailable
 logger = logging.getLogger(__name__)
 
 _MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+_QUEUED = b"QUEUED"
 
 
 class Appender:
@@ -116,23 +117,36 @@ class Appender:
         # In one piece: of several, redis-py makes a system call each, and Redis a sync for each that it finds alone.
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command([b"".join([*parts, _EXEC])])
-        queued = [self._reply() for _ in range(1 + len(batches) + len(counts))]
+        opened, *replies = [self._reply() for _ in parts]
         executed = self._reply()  # HANDOVER 1, confirm
-        if isinstance(executed, StreamUnavailable):
+        if isinstance(opened, StreamUnavailable):
+            if _QUEUED in replies:
+                raise opened  # Within a transaction that was not ended: what else that one holds, nobody knows.
+        elif isinstance(executed, StreamUnavailable):
             # Redis refuses the whole, and says only of the command at fault why.
-            cause = next((one for one in queued if isinstance(one, StreamUnavailable)), executed)
-            return [cause] * len(batches)
-        return self._outcomes(batches, executed)
+            return [next((one for one in replies if isinstance(one, StreamUnavailable)), executed)] * len(batches)
+        else:
+            replies = [stream.unavailable(one) if isinstance(one, redis.ResponseError) else one for one in executed]
+        return self._outcomes(batches, counts, replies)
 
-    def _outcomes(self, batches: Sequence[Batch], replies: Sequence[Any]) -> list[StreamUnavailable | None]:
-        outcomes = [
-            stream.unavailable(reply) if isinstance(reply, redis.ResponseError) else None
-            for reply, _ in zip(replies, batches)
-        ]
-        refused = [one for one, outcome in zip(batches, outcomes) if outcome]
-        if refused:  # A transaction goes on after an error: what it has not added, it has counted.
-            self._called(*(("HINCRBY", count.KEY, name, str(-events))
-                           for name, events in count.totals(refused, count.ADDED).items()))
+    def _outcomes(
+        self, batches: Sequence[Batch], counts: Mapping[str, int], replies: Sequence[Any]
+    ) -> list[StreamUnavailable | None]:
+        """Returns what became of each batch; what of them was added is counted, and nothing else, when it returns.
+
+        Args:
+            counts: What should have been counted.
+            replies: Redis's, or its errors, to each batch and each count. Of a transaction some may have failed; where
+                MULTI is refused, by the rights of the user or by a proxy, each was run alone.
+        """
+        outcomes = [one if isinstance(one, StreamUnavailable) else None for one in replies[:len(batches)]]
+        added = [one for one, outcome in zip(batches, outcomes) if not outcome]
+        if any(isinstance(one, StreamUnavailable) for one in replies):
+            missing = count.totals(added, count.ADDED)
+            for (name, events), reply in zip(counts.items(), replies[len(batches):]):
+                if not isinstance(reply, StreamUnavailable):
+                    missing[name] = missing.get(name, 0) - events
+            self._called(count.correction(missing))
         return outcomes
 
     def _reply(self) -> Any:
