@@ -1,25 +1,27 @@
 """Appends batches to the stream: one connection, one pipeline a group, no retries.
 
-A group and its counts are one transaction: Redis has taken all of it, or nothing.
+A group and its counts are one transaction: Redis has taken all of it, or nothing, where it does not refuse MULTI.
 
 HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, confirmed by Redis's reply.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import redis
 from hiredis import pack_command
 
-from app import count, log, stream
+from app import count, log, size, stream
 from app.batch import Batch
 from app.errors import StreamUnavailable
 
 logger = logging.getLogger(__name__)
 
 _MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+_QUEUED = b"QUEUED"
+_COUNT_FROM_BYTES = 256 << 10  # told to Redis with each small group, the size would cost 2 % of it
 
 
 class Appender:
@@ -35,6 +37,7 @@ class Appender:
         self._connection = stream.pool(url, timeout_s).make_connection()
         self._guard = _Guard(self.close)
         self._is_open = False
+        self._uncounted_bytes = 0  # appended, and not in `size.KEY` yet
         self.fsync = "unknown"
 
     def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
@@ -64,7 +67,7 @@ class Appender:
             self._open()
 
     def probe(self, max_bytes: int) -> None:
-        """Returns if Redis takes writes, and the stream has at most `max_bytes` there.
+        """Returns if Redis takes writes, and stream and dead letters have at most `max_bytes` there together.
 
         Takes one round trip where the connection is open.
 
@@ -73,9 +76,10 @@ class Appender:
         """
         with self._guard:
             self._open()
-            _, size = self._called(("SET", stream.PROBE, "1", "PX", "10000"), ("MEMORY", "USAGE", stream.STREAM))
-        if (size or 0) > max_bytes:
-            raise StreamUnavailable("FULL", f"the stream has {size} bytes, over {max_bytes}")
+            _, found = self._called(("SET", stream.PROBE, "1", "PX", "10000"), size.CALL)
+        sizes = size.Sizes(*found)
+        if sizes.total > max_bytes:
+            raise StreamUnavailable("FULL", f"stream and dead letters have {sizes.total} bytes, over {max_bytes}")
 
     def close(self) -> None:
         """Closes the connection; the next call opens another."""
@@ -86,12 +90,9 @@ class Appender:
         if self._is_open:
             return
         self._connection.connect()
-        try:
-            self._called(stream.CREATE_GROUP)
+        is_new, = self._called(stream.CREATE_GROUP)
+        if is_new:
             logger.warning(log.line("group_created", stream=stream.STREAM, group=stream.GROUP))
-        except redis.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
         self.fsync = self._read_fsync()
         if self.fsync != "always":
             logger.warning(log.line("redis_durability_weak", appendfsync=self.fsync, wanted="always"))
@@ -116,26 +117,43 @@ class Appender:
         counts = count.totals(batches, count.ADDED)
         parts = [_MULTI, *(_packed("XADD", stream.STREAM, "*", *stream.fields_of(one)) for one in batches)]
         parts += [_packed("HINCRBY", count.KEY, name, events) for name, events in counts.items()]
+        if grown := self._uncounted_bytes if self._uncounted_bytes >= _COUNT_FROM_BYTES else 0:
+            parts.append(_packed("HINCRBY", size.KEY, size.STREAM, grown))
         # In one piece: of several, redis-py makes a system call each, and Redis a sync for each that it finds alone.
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command([b"".join([*parts, _EXEC])])
-        queued = [self._reply() for _ in range(1 + len(batches) + len(counts))]
+        opened, *replies = [self._reply() for _ in parts]
         executed = self._reply()  # HANDOVER 1, confirm
-        if isinstance(executed, StreamUnavailable):
+        if isinstance(opened, StreamUnavailable):
+            if _QUEUED in replies:
+                raise opened  # Within a transaction that was not ended: what else that one holds, nobody knows.
+        elif isinstance(executed, StreamUnavailable):
             # Redis refuses the whole, and says only of the command at fault why.
-            cause = next((one for one in queued if isinstance(one, StreamUnavailable)), executed)
-            return [cause] * len(batches)
-        return self._outcomes(batches, executed)
+            return [next((one for one in replies if isinstance(one, StreamUnavailable)), executed)] * len(batches)
+        else:
+            replies = [stream.unavailable(one) if isinstance(one, redis.ResponseError) else one for one in executed]
+        self._uncounted_bytes -= grown
+        return self._outcomes(batches, counts, replies)
 
-    def _outcomes(self, batches: Sequence[Batch], replies: Sequence[Any]) -> list[StreamUnavailable | None]:
-        outcomes = [
-            stream.unavailable(reply) if isinstance(reply, redis.ResponseError) else None
-            for reply, _ in zip(replies, batches)
-        ]
-        refused = [one for one, outcome in zip(batches, outcomes) if outcome]
-        if refused:  # A transaction goes on after an error: what it has not added, it has counted.
-            self._called(*(("HINCRBY", count.KEY, name, str(-events))
-                           for name, events in count.totals(refused, count.ADDED).items()))
+    def _outcomes(
+        self, batches: Sequence[Batch], counts: Mapping[str, int], replies: Sequence[Any]
+    ) -> list[StreamUnavailable | None]:
+        """Returns what became of each batch; what of them was added is counted, and nothing else, when it returns.
+
+        Args:
+            counts: What should have been counted.
+            replies: Redis's, or its errors, to each batch and each count. Of a transaction some may have failed; where
+                MULTI is refused, by the rights of the user or by a proxy, each was run alone.
+        """
+        outcomes = [one if isinstance(one, StreamUnavailable) else None for one in replies[:len(batches)]]
+        added = [one for one, outcome in zip(batches, outcomes) if not outcome]
+        self._uncounted_bytes += size.of(added)
+        if any(isinstance(one, StreamUnavailable) for one in replies):
+            missing = count.totals(added, count.ADDED)
+            for (name, events), reply in zip(counts.items(), replies[len(batches):]):
+                if not isinstance(reply, StreamUnavailable):
+                    missing[name] = missing.get(name, 0) - events
+            self._called(count.correction(missing))
         return outcomes
 
     def _reply(self) -> Any:

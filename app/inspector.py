@@ -11,7 +11,7 @@ import msgspec
 import redis
 from falcon import Request, Response
 
-from app import dead_letter, stream
+from app import dead_letter, size, stream
 from app.errors import Rejected, StreamUnavailable
 from wal.errors import WalError
 from wal.file import FILES
@@ -33,8 +33,8 @@ end
 return false
 """
 # XINFO STREAM brings two whole entries along, which may have MBs each: what leaves the script is the first one's id.
-# Keys: the stream, the dead letters. Arguments: the group.
-_STATE = """
+# Keys: the stream, the dead letters, the hash of their sizes. Arguments: the group.
+_STATE = size.LUA + """
 local entries, last, first, pending = redis.call('XLEN', KEYS[1]), '', '', 0
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[1])
@@ -46,10 +46,11 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if group[2] == ARGV[1] then pending = redis.call('XPENDING', KEYS[1], ARGV[1])[1] end
   end
 end
+local stream_bytes, letters_bytes = sizes(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
 local now, letter = redis.call('TIME'), redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 return {
-  entries, redis.call('MEMORY', 'USAGE', KEYS[1]), pending, last, first, now[1] * 1000 + math.floor(now[2] / 1000),
-  redis.call('XLEN', KEYS[2]), redis.call('MEMORY', 'USAGE', KEYS[2]), letter and letter[1] or '',
+  entries, stream_bytes, pending, last, first, now[1] * 1000 + math.floor(now[2] / 1000), redis.call('XLEN', KEYS[2]),
+  letters_bytes, letter and letter[1] or '',
 }
 """
 
@@ -74,10 +75,11 @@ def read_state(client: redis.Redis) -> State:
         StreamUnavailable: It is away.
     """
     with stream.translated():
-        found: Any = client.eval(_STATE, 2, stream.STREAM, stream.DEAD_LETTERS, stream.GROUP)
-    entries, size, pending, last, first, now_ms, letters, letters_size, letter = found
+        found: Any = client.eval(_STATE, len(size.KEYS), *size.KEYS, stream.GROUP)
+    entries, size_bytes, pending, last, first, now_ms, letters, letters_bytes, letter = found
     return State(
-        entries, size, pending, _text(last), _age_s(first, now_ms), letters, letters_size, _age_s(letter, now_ms)
+        entries, size_bytes, pending, _text(last), _age_s(first, now_ms), letters, letters_bytes,
+        _age_s(letter, now_ms),
     )
 
 

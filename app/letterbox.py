@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from app import count, dead_letter, stream
+from app import count, dead_letter, size, stream
 from app.dead_letter import REASONS, DeadLetter
 from app.letter_filter import Filter
 
@@ -38,27 +38,30 @@ _LAST = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 return last and last[1]
 """
-# Keys: the letters, the index of dead events. Arguments: the letter's id, its event's name, and its minute, the kind
-# that it is counted as and its events, none of which where it holds no batch.
-_REMOVE = count.LUA + """
+# Keys: the letters, the index of dead events, the stream, the hash of their sizes. Arguments: the letter's id, its
+# event's name, its bytes, and its minute, the kind that it is counted as and its events, none of which where it holds
+# no batch.
+_REMOVE = count.LUA + size.COUNT + """
 local function remove(id, name)
   local removed = redis.call('XDEL', KEYS[1], id)
   if redis.call('HGET', KEYS[2], name) == id then redis.call('HDEL', KEYS[2], name) end
-  if removed == 1 and ARGV[3] ~= '' then count(ARGV[3], ARGV[4], ARGV[5]) end
+  if removed == 1 then grow(KEYS[4], 'letters', -ARGV[3]) end
+  if removed == 1 and ARGV[4] ~= '' then count(ARGV[4], ARGV[5], ARGV[6]) end
   return removed
 end
 """
 _PURGE = _REMOVE + "return remove(ARGV[1], ARGV[2])"
-# The stream and the group beside them, and the entry's names and values. A full Redis refuses a script that begins with
+# The group beside them, and the entry's names and values. A full Redis refuses a script that begins with
 # an XADD, and lets one go on that has written already: so it begins with an XACK of an id that no entry has.
 _REPLAY = _REMOVE + """
 if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return 0 end
-redis.call('XACK', KEYS[3], ARGV[6], '0-1')
-redis.call('XADD', KEYS[3], '*', unpack(ARGV, 7))
-count(ARGV[3], 'added', ARGV[5])
+redis.call('XACK', KEYS[3], ARGV[7], '0-1')
+redis.call('XADD', KEYS[3], '*', unpack(ARGV, 8))
+grow(KEYS[4], 'stream', bytes_of({unpack(ARGV, 8)}))
+count(ARGV[4], 'added', ARGV[6])
 return remove(ARGV[1], ARGV[2])
 """
-_KEYS = (stream.DEAD_LETTERS, stream.DEAD_EVENTS, stream.STREAM)
+_KEYS = (stream.DEAD_LETTERS, stream.DEAD_EVENTS, stream.STREAM, size.KEY)
 
 
 class Tally:
@@ -159,7 +162,7 @@ class Letterbox:
             if batch := dead_letter.to_replay(letter):
                 # HANDOVER 6: copy, and then release
                 counted = (count.minute_of(batch), count.REPLAYED, batch.count)
-                calls.append((letter, (_REPLAY, letter.event_name, *counted, stream.GROUP, *stream.fields_of(batch))))
+                calls.append((letter, (_REPLAY, *counted, stream.GROUP, *stream.fields_of(batch))))
         return self._each(calls)
 
     def purge(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
@@ -168,7 +171,7 @@ class Letterbox:
         Durability:
             What was in them is gone on return; unknown for each if it raises.
         """
-        return self._each([(letter, (_PURGE, letter.event_name, *_counted(letter))) for letter in letters])
+        return self._each([(letter, (_PURGE, *_counted(letter))) for letter in letters])
 
     def replay_matching(self, wanted: Filter, report: Report, is_dry: bool = False, limit: int | None = None) -> None:
         """Replays the letters that the filter matches, in parts; those that cannot be replayed are left.
@@ -228,7 +231,8 @@ class Letterbox:
         with stream.translated():
             pipeline = self._client.pipeline(transaction=False)
             for letter, (script, *arguments) in calls:
-                pipeline.eval(script, len(_KEYS), *_KEYS, letter.letter_id, *arguments)
+                size_bytes = size.of_fields(letter.fields.values())
+                pipeline.eval(script, len(_KEYS), *_KEYS, letter.letter_id, letter.event_name, size_bytes, *arguments)
             # Raised by redis-py, an error would have the command in its text.
             found = pipeline.execute(raise_on_error=False)
             for error in found:

@@ -72,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=10, le=60_000), _doc("Longest that an acknowledgement waits for Redis, ms.")
     ] = 250
     stream_max_bytes: Annotated[
-        Bytes, _doc("Redis memory of the stream above which batches go to the WAL.")
+        Bytes, _doc("Redis memory of stream and dead letters above which batches go to the WAL.")
     ] = 512 * MIB
     wal: Annotated[
         Literal["fallback", "always"],

@@ -9,12 +9,13 @@ HANDOVER 5: stream → dead letters (tests/crash/test_load.py), by one script.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import redis
 
-from app import count, dead_letter, log, stream
+from app import count, dead_letter, log, size, stream
 from app.dead_letter import Death
 from app.moment import now
 from workers import metric, script
@@ -28,7 +29,7 @@ _T = TypeVar("_T")
 _NEW = ">"
 _BLOCK_MS = 1000
 _LOOK_BACK_EVERY_S = 2.0
-_KEYS = (stream.STREAM, stream.DEAD_LETTERS, stream.DEAD_EVENTS)
+_KEYS = (stream.STREAM, stream.DEAD_LETTERS, stream.DEAD_EVENTS, size.KEY)
 
 MAX_ENTRIES = 4000  # of a load: more take longer for each, and more memory of both sides
 # Of a call: one takes up to 16 us of Redis, which answers nobody meanwhile.
@@ -128,7 +129,8 @@ class Inbox:
         """
         for part in _parts(sorted(done, key=lambda pair: _place(pair[0].entry_id))):
             counts = count.packed([(entry.batch, kind) for entry, kind in part])
-            self._run(script.RELEASE, counts, *(entry.entry_id for entry, _ in part))  # HANDOVER 4, release
+            size_bytes = size.of(entry.batch for entry, _ in part)
+            self._run(script.RELEASE, counts, size_bytes, *(entry.entry_id for entry, _ in part))  # HANDOVER 4, release
 
     def bury(self, entry_id: bytes, death: Death) -> None:
         """Moves an entry that is still its own to the dead letters.
@@ -148,8 +150,7 @@ class Inbox:
         Raises:
             StreamUnavailable: Redis is away or refuses.
         """
-        with stream.translated():
-            return int(self._client.memory_usage(stream.DEAD_LETTERS) or 0)
+        return size.read(self._client).letters or 0
 
     def bury_events(self, events: Sequence[DeadEvent], deaths: Sequence[Death]) -> None:
         """Makes dead letters of events; an event that has one gets no other.
@@ -197,7 +198,7 @@ class Inbox:
     def _entry(self, entry_id: bytes, fields: list[bytes] | None, deliveries: int) -> Entry | None:
         if fields is None:
             self._note_lost(1)
-            self._run(script.RELEASE, count.packed([(None, "")]), entry_id)
+            self._run(script.RELEASE, count.packed([(None, "")]), 0, entry_id)
             return None
         try:
             return Entry(entry_id, stream.batch_of(dict(zip(fields[::2], fields[1::2]))), deliveries)
@@ -208,16 +209,21 @@ class Inbox:
             return None
 
     def _take_over(self) -> None:
-        taken, lost, removed = self._run(script.TAKE_OVER, self._claim_idle_ms)
-        for victim in sorted({victim for _, victim in taken}):
-            count = sum(1 for _, owner in taken if owner == victim)
-            metric.claimed_entries.inc(count)
-            logger.warning(log.line("entries_claimed", count=count, from_consumer=victim.decode(),
+        """Takes what others have left, in parts, until it has as much as it would load at once."""
+        start, room, victims = "-", MAX_ENTRIES, Counter[bytes]()
+        while start and room > 0:
+            most = min(_AT_A_TIME, room)
+            taken, lost, removed, last = self._run(script.TAKE_OVER, self._claim_idle_ms, start, most)
+            start, room = f"({last.decode()}" if last else "", room - len(taken)
+            victims.update(victim for _, victim in taken)
+            if lost:
+                self._note_lost(lost)
+            for name in removed:
+                logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
+        for victim, claimed in victims.items():
+            metric.claimed_entries.inc(claimed)
+            logger.warning(log.line("entries_claimed", count=claimed, from_consumer=victim.decode(),
                                     idle_s=self._claim_idle_ms / 1000))
-        for name in removed:
-            logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
-        if lost:
-            self._note_lost(lost)
 
     def _note_lost(self, count: int) -> None:
         metric.lost_entries.inc(count)

@@ -4,13 +4,13 @@ Scripts, not MULTI: a full Redis refuses to queue any command, while a script th
 Where one of these has to add something, it begins with an XACK of an id that no entry has. What is moved is counted in
 the same script (`app/count.py`).
 
-Keys are always: the stream, the dead letters, the index of dead events. Of the arguments the first two are always: the
-group, the consumer.
+Keys are always: the stream, the dead letters, the index of dead events, the hash of their sizes (`app/size.py`). Of the
+arguments the first two are always: the group, the consumer.
 """
 
-from app import count
+from app import count, size
 
-_KEYS = "local stream, letters, index, group, me = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]\n"
+_KEYS = "local stream, letters, index, hash, group, me = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2]\n"
 
 # Who owns an entry, and how often it was delivered.
 _PENDING = """
@@ -23,7 +23,7 @@ end
 # An event has one letter, however often it is buried. `fields`: names and values in turn; `death`: those of its end;
 # `kind`: as what its letter is counted, false for nothing. Of an entry that has more than a call takes arguments, which
 # is none of ours, the letter has the first.
-_BURY = count.LUA + """
+_BURY = count.LUA + size.COUNT + """
 redis.call('XACK', stream, group, '0-1')
 local function bury(fields, death, kind)
   local named = {}
@@ -35,6 +35,7 @@ local function bury(fields, death, kind)
   local has_one = id and #redis.call('XRANGE', letters, id, id) > 0
   if not has_one then
     id = redis.call('XADD', letters, '*', unpack(fields))
+    grow(hash, 'letters', bytes_of(fields))
     if name then redis.call('HSET', index, name, id) end
   elseif kind == 'buried' then
     kind = 'duplicate'
@@ -71,12 +72,12 @@ end
 return {bytes, entries}
 """
 
-# Arguments: as what they are counted, as `count.packed` says; ids in the stream's order. Releases those that are still
-# the consumer's. In parts, as a call takes only so many arguments.
-RELEASE = _KEYS + """
+# Arguments: as what they are counted, as `count.packed` says; the bytes of all; ids in the stream's order. Releases
+# those that are still the consumer's. In parts, as a call takes only so many arguments.
+RELEASE = _KEYS + size.COUNT + """
 local fields, which, events = unpack(cmsgpack.unpack(ARGV[3]))
 local mine, sums, released = {}, {}, 0
-for first = 4, #ARGV, 1000 do
+for first = 5, #ARGV, 1000 do
   local last = math.min(first + 999, #ARGV)
   for _, row in ipairs(redis.call('XPENDING', stream, group, ARGV[first], ARGV[last], 1000000, me)) do
     mine[row[1]] = true
@@ -85,7 +86,7 @@ for first = 4, #ARGV, 1000 do
   for i = first, last do
     if mine[ARGV[i]] then
       ids[#ids + 1] = ARGV[i]
-      sums[which[i - 3]] = (sums[which[i - 3]] or 0) + events[i - 3]
+      sums[which[i - 4]] = (sums[which[i - 4]] or 0) + events[i - 4]
     end
   end
   if #ids > 0 then
@@ -97,6 +98,7 @@ end
 for place, field in ipairs(fields) do
   if sums[place] then redis.pcall('HINCRBY', '""" + count.KEY + """', field, sums[place]) end
 end
+if released > 0 then grow(hash, 'stream', 0 - math.floor(ARGV[4] * released / (#ARGV - 4))) end
 return released
 """
 
@@ -119,6 +121,7 @@ BURY = _KEYS + _PENDING + _BURY + """
 local id = ARGV[3]
 local entry = redis.call('XRANGE', stream, id, id)[1]
 if pending(id) ~= me or not entry then return 0 end
+grow(hash, 'stream', -bytes_of(entry[2]))
 bury(entry[2], {unpack(ARGV, 4)}, ARGV[5] ~= 'not_an_entry' and 'buried')
 redis.call('XACK', stream, group, id)
 redis.call('XDEL', stream, id)
@@ -130,13 +133,15 @@ BURY_EVENT = _KEYS + _BURY + """
 bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 """
 
-# Arguments: from how many ms of idleness on. Takes entries over from consumers that have not touched them for so long,
-# and removes consumers that have not been seen for so long and have none. Deliveries stay what they were. Returns rows
-# of an entry taken over (id, from whom), the number of entries that were deleted while they were pending, and the names
-# removed.
+# Arguments: from how many ms of idleness on, the id to begin at, how many entries to look at. Takes over those that
+# their consumers have not touched for so long; behind the last one, removes consumers that have not been seen for so
+# long and have none. Deliveries stay what they were. Returns rows of an entry taken over (id, from whom), the number of
+# entries that were deleted while they were pending, the names removed, and the id to go on after, or false.
+# A name that may not be removed stays: nothing is lost by it. A full 6.2 refuses to, unless the script has written.
 TAKE_OVER = _KEYS + """
-local idle_ms, taken, lost, removed = ARGV[3], {}, 0, {}
-for _, row in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', 100)) do
+local idle_ms, most, taken, lost, removed = ARGV[3], tonumber(ARGV[5]), {}, 0, {}
+local rows = redis.call('XPENDING', stream, group, 'IDLE', idle_ms, ARGV[4], '+', most)
+for _, row in ipairs(rows) do
   if row[2] ~= me then
     local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
     if #claimed > 0 then
@@ -146,13 +151,15 @@ for _, row in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle_ms, '-',
     end
   end
 end
+if #rows == most then return {taken, lost, removed, rows[most][1]} end
+redis.call('XACK', stream, group, '0-1')
 for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local one = {}
   for i = 1, #info, 2 do one[info[i]] = info[i + 1] end
   if one.name ~= me and one.pending == 0 and one.idle >= tonumber(idle_ms) then
-    redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
-    removed[#removed + 1] = one.name
+    local dropped = redis.pcall('XGROUP', 'DELCONSUMER', stream, group, one.name)
+    if type(dropped) == 'number' then removed[#removed + 1] = one.name end
   end
 end
-return {taken, lost, removed}
+return {taken, lost, removed, false}
 """

@@ -12,7 +12,7 @@ from app import settings
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("app", "workers", "wal", "ops", "loadtest")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-CONTRACT = {"appender", "batch", "count", "dead_letter", "errors", "log", "moment", "settings", "stream"}
+CONTRACT = {"appender", "batch", "count", "dead_letter", "errors", "log", "moment", "settings", "size", "stream"}
 MAY_IMPORT = {
     "app": {"app", "wal"},
     "workers": {"workers", "wal", *(f"app.{name}" for name in CONTRACT)},
