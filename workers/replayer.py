@@ -134,7 +134,7 @@ class Replayer:
             try:
                 batches.append(from_record(record.payload))
             except ValueError as error:
-                reader.corrupt_count += 1  # The segment is kept in the quarantine, for a person to look at.
+                reader.condemn()  # The segment is kept in the quarantine, for a person to look at.
                 logger.critical(log.line("record_is_no_batch", segment=record.segment, offset=record.offset, why=error))
         return batches
 
