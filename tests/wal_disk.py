@@ -17,8 +17,8 @@ PAGE_BYTES = 512  # smaller than real ones, so that small segments have many
 # What may fail on a real disk; the rest only looks at memory, or its failure has no meaning (closing, unlocking).
 FALLIBLE = (
     "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "fill",
-    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "separate", "is_locked",
-    "move",
+    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "separate",
+    "is_locked", "move",
 )
 # What changes the disk: between two of these, one moment of a power cut is like another.
 CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "move")
