@@ -61,7 +61,7 @@ class WeakRedis:
 @contextmanager
 def weak_redis(name, directory, **options):
     """Runs a server; its options by their names, `_` for `-`."""
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", *value.split())]
     server = WeakRedis(program(name), directory, words)
     server.start()
     try:
