@@ -6,6 +6,7 @@ HANDOVER 1: client → stream (tests/crash/test_ingest.py). Copied by XADD, conf
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from app.errors import StreamUnavailable
 
 logger = logging.getLogger(__name__)
 
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
 _QUEUED = b"QUEUED"
 _COUNT_FROM_BYTES = 256 << 10  # told to Redis with each small group, the size would cost 2 % of it
@@ -30,6 +32,7 @@ class Appender:
     Attributes:
         fsync: How durable Redis's reply is: `"always"` (its AOF is synced first), `"everysec"`, `"no"`, `"off"`
             (no AOF), or `"unknown"`.
+        server: The run id of the Redis that it is connected to, or was; empty where that is hidden.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -39,6 +42,7 @@ class Appender:
         self._is_open = False
         self._uncounted_bytes = 0  # appended, and not in `size.KEY` yet
         self.fsync = "unknown"
+        self.server = ""
 
     def append(self, batches: Sequence[Batch]) -> list[StreamUnavailable | None]:
         """Adds the batches in one round trip, or asks for a sign of life where there are none.
@@ -94,6 +98,7 @@ class Appender:
         if is_new:
             logger.warning(log.line("group_created", stream=stream.STREAM, group=stream.GROUP))
         self.fsync = self._read_fsync()
+        self.server = self._read_server()
         if self.fsync != "always":
             logger.warning(log.line("redis_durability_weak", appendfsync=self.fsync, wanted="always"))
         self._is_open = True
@@ -105,6 +110,14 @@ class Appender:
             return "unknown"  # Managed servers hide CONFIG.
         settings = {name.decode(): value.decode() for name, value in zip(found[::2], found[1::2])}
         return settings.get("appendfsync", "unknown") if settings.get("appendonly") == "yes" else "off"
+
+    def _read_server(self) -> str:
+        try:
+            info, = self._called(("INFO", "server"))
+        except redis.ResponseError:
+            return ""
+        found = _RUN_ID.search(info)
+        return found[1].decode() if found else ""
 
     def _called(self, *commands: Sequence[str]) -> list[Any]:
         self._connection.send_packed_command(self._connection.pack_commands(commands))

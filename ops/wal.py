@@ -141,15 +141,16 @@ def _is_in_use(path: Path) -> bool:
 
 
 def _finding(path: Path) -> Finding:
-    age_s = 0
+    age_s = count = 0
     try:
         age_s = int(time.time() - oldest_at_ns(path) / 1e9)
         with closing(SegmentReader(path)) as reader:
-            count = sum(1 for _ in _records(reader))
+            for _ in _records(reader):
+                count += 1
             return Finding(path.name, path.stat().st_size, age_s, reader.is_sealed, count, reader.torn_count,
                            reader.corrupt_count, "")
     except (WalError, OSError) as error:
-        return Finding(path.name, 0, age_s, False, 0, 0, 0, str(error))
+        return Finding(path.name, 0, age_s, False, count, 0, 0, str(error))
 
 
 def _records(reader: SegmentReader) -> Iterator[Record]:

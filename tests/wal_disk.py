@@ -9,7 +9,7 @@ from random import Random
 
 from ops.chaos.disk import cut_power
 from wal import frame
-from wal.file import Files
+from wal.file import PAGE_BYTES as REAL_PAGE_BYTES, Files
 from wal.reader import SegmentReader, segments
 from wal.writer import Writer
 
@@ -17,10 +17,11 @@ PAGE_BYTES = 512  # smaller than real ones, so that small segments have many
 # What may fail on a real disk; the rest only looks at memory, or its failure has no meaning (closing, unlocking).
 FALLIBLE = (
     "make_directory", "names", "allocated_bytes", "free_bytes", "create", "remove_abandoned", "allocate", "map", "fill",
-    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "is_locked", "copy",
+    "write", "begin_sync", "sync", "sync_directory", "rename", "unlink", "open", "size", "read", "separate",
+    "is_locked", "move",
 )
 # What changes the disk: between two of these, one moment of a power cut is like another.
-CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "copy")
+CHANGING = ("make_directory", "create", "allocate", "map", "sync", "sync_directory", "rename", "unlink", "move")
 WAIT_BEFORE_WRITE_AND_AFTER = 7  # flags of sync_file_range(2)
 
 
@@ -100,6 +101,19 @@ class FailingFiles(Files):
             if len(self.calls) in self._fails:
                 raise OSError(self._number, os.strerror(self._number))
         return super().__getattribute__(name)
+
+
+class UnreadableFiles(Files):
+    """Cannot read some pages of a segment, by their numbers, as long as they are in `pages`."""
+
+    def __init__(self, pages):
+        self.pages = set(pages)
+
+    def read(self, fd, count, offset):
+        """Fails where it meets one of them."""
+        if self.pages & {*range(offset // REAL_PAGE_BYTES, (offset + count - 1) // REAL_PAGE_BYTES + 1)}:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(fd, count, offset)
 
 
 class CutFiles(Files):

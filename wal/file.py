@@ -9,9 +9,9 @@ import errno
 import fcntl
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from wal.errors import WalError, WalFailed, WalFull
@@ -177,7 +177,19 @@ class Files:
 
     def read(self, fd: int, count: int, offset: int) -> bytes:
         """Reads from the pages that a mapping of the same file stores to; fewer bytes than `count` at the end."""
-        return os.pread(fd, count, offset)
+        data = os.pread(fd, count, offset)
+        # A page that cannot be read ends a read before it without an error: what is missing says which it is.
+        while len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def separate(self, fd: int, start: int, stop: int) -> None:
+        """Has each page of the file read by itself from now on.
+
+        Those that are read ahead come together in a large one ("folio"), of which one bad block makes all unreadable.
+        """
+        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def is_locked(self, fd: int) -> bool:
         """Tells whether somebody holds the file's lock; `fd` must come from an `open` of one's own."""
@@ -200,19 +212,10 @@ class Files:
             raise
         return fd
 
-    def copy(self, source: Path, target: Path) -> None:
-        """Copies the file, whole or not at all.
-
-        Durability:
-            Durable on return.
-        """
-        part = target.with_suffix(".part")
-        with source.open("rb") as original, part.open("wb") as copied:
-            shutil.copyfileobj(original, copied)
-            copied.flush()
-            os.fsync(copied.fileno())
-        self.rename(part, target)
-        self.sync_directory(target.parent)
+    def move(self, source: Path, target: Path) -> None:
+        """Renames the file, if it is there; durable once both directories are synced."""
+        with suppress(FileNotFoundError):
+            os.rename(source, target)
 
     def modified_at_ns(self, path: Path) -> int:
         """Returns when the file was last written, in wall time."""

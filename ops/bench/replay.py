@@ -20,6 +20,7 @@ from ops.errors import BenchFailed
 from ops.redis_server import RedisServer
 from wal.writer import Writer
 from workers.replayer import Replayer
+from workers.witness import Witness
 
 PART = "replay"
 _REDIS_BYTES = 2 << 30
@@ -72,7 +73,8 @@ class ReplayBench:
         for start in range(0, len(self._records), _GROUP):
             writer.write(self._records[start:start + _GROUP])
         writer.close()
-        replayer = Replayer(directory, self._root / "quarantine", Appender(self._url, _TIMEOUT_S), 1 << 40)
+        appender, witness = Appender(self._url, _TIMEOUT_S), Witness(self._url, _TIMEOUT_S)
+        replayer = Replayer(directory, self._root / "quarantine", appender, witness, 1 << 40)
         started_at = time.monotonic()
         while replayer.step():
             pass

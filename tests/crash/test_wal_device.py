@@ -4,16 +4,21 @@ The failing device is a loop on a file with holes, in a file system in memory th
 error of the block layer below a live ext4.
 """
 
+import fcntl
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.machine import Ext4, tmpfs
 from tests.wal_disk import drain, writer_at
+from wal import frame
 from wal.errors import WalError
-from wal.file import Files
+from wal.file import PAGE_BYTES, Files
+from wal.reader import SegmentReader, segments
+
+FIBMAP = 1  # which block of the device a block of a file lies in
 
 
 @pytest.fixture
@@ -86,6 +91,47 @@ def disk(tmp_path):
     """An ext4 of its own."""
     with Ext4(tmp_path) as made:
         yield made
+
+
+@contextmanager
+def unreadable_from(image, path, page):
+    """Has the device fail to read all from one page of a file on, while the context is; nothing of it is cached."""
+    with path.open("rb") as segment:
+        block = int.from_bytes(fcntl.ioctl(segment, FIBMAP, page.to_bytes(4, "little")), "little")
+        os.posix_fadvise(segment.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with image.open("r+b", buffering=0) as device:
+        device.seek(block * PAGE_BYTES)
+        kept = device.read(image.stat().st_size)
+        device.truncate(block * PAGE_BYTES)
+        yield
+        device.seek(block * PAGE_BYTES)
+        device.write(kept)
+
+
+def test_what_a_device_cannot_read_is_neither_taken_for_the_end_of_the_log_nor_for_damage_and_comes_once_it_can(
+    disk, tmp_path
+):
+    writer = writer_at(disk.root, Files(), segment_bytes=1 << 20)
+    confirmed, _ = write_some(writer, range(20))
+    writer.close()
+    path, = segments(disk.root / "log")
+    reader = SegmentReader(path)
+    ends = [record.offset + frame.framed_bytes(len(record.payload)) for record in reader.read(1 << 20)]
+    reader.close()
+    assert len(ends) == len(confirmed)
+    for page in range(0, ends[-1] // PAGE_BYTES, 7):
+        delivered = []
+        with unreadable_from(tmp_path / "image", path, page), suppress(WalError):
+            reader = SegmentReader(path)
+            while records := reader.read(100_000):
+                delivered += [record.payload for record in records]
+        assert len(delivered) == sum(end <= page * PAGE_BYTES for end in ends), page
+        reader = reader if page else SegmentReader(path)
+        assert (reader.is_drained, reader.torn_count, reader.corrupt_count) == (False, 0, 0), page
+        while records := reader.read(100_000):
+            delivered += [record.payload for record in records]
+        assert (delivered, reader.is_drained, reader.corrupt_count) == (confirmed, True, 0), page
+        reader.close()
 
 
 @pytest.mark.parametrize("first", [6, 100_000, 300_000])

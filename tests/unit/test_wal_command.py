@@ -1,5 +1,6 @@
 """`spillway wal`: what it shows, verifies and exports, and that `repair` only plans until it is told to do it."""
 
+import errno
 import json
 import os
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from app.batch import to_record
 from ops import command
 from tests import journal
 from tests.wal_disk import die, writer_at
-from wal.file import Files
+from wal.file import PAGE_BYTES, Files
 from wal.reader import segments
 
 
@@ -136,3 +137,22 @@ def test_repair_moves_what_cannot_be_read_only_when_told_to_and_leaves_the_rest(
     status, out, _ = spillway("repair", "--apply")
     assert status == 0 and "; moved" in out and len(segments(root / "log")) == 1
     assert [path.name for path in (root / "log.quarantine").iterdir()] == ["00000000000000000001-a-directory.wal"]
+
+
+def test_export_shows_what_lies_before_and_behind_a_page_that_the_disk_cannot_read(root, spillway, monkeypatch):
+    batches = [journal.make_batch(f"batch {number}", count=20) for number in range(9)]
+    write(root, *batches)
+    pread, bad = os.pread, range(2 * PAGE_BYTES, 3 * PAGE_BYTES)
+
+    def fail(fd, count, offset):
+        if offset in bad:
+            raise OSError(errno.EIO, "the test's")
+        return pread(fd, min(count, bad[0] - offset) if offset < bad[0] else count, offset)
+
+    monkeypatch.setattr(os, "pread", fail)
+    status, out, complaint = spillway("export")
+    found = [json.loads(line)["batch_id"] for line in out.splitlines()]
+    assert status == 1 and "the test's" in complaint
+    assert 5 <= len(found) < 9 and {found[0], found[-1]} == {batches[0].batch_id, batches[-1].batch_id}
+    status, out, _ = spillway("verify", "--json")
+    assert (status, json.loads(out)["records"], "the test's" in json.loads(out)["error"]) == (1, len(found), True)
