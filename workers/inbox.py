@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import redis
 
 from app import count, dead_letter, log, stream
+from app.batch import FORMAT
 from app.dead_letter import Death
 from app.moment import now
 from workers import metric, script
-from workers.entry import ALONE, SUSPECT_AT, Entry
+from workers.entry import ALONE, FORMAT_PREFIX, REFUSED, SET_ASIDE, SUSPECT_AT, Entry
 from workers.ledger import DeadEvent
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class Inbox:
         self._max_bytes = max_bytes
         self._claim_idle_ms = int(claim_idle_s * 1000)
         self._scripts = {text: client.register_script(text) for text in (
-            script.READ, script.RELEASE, script.KEEP, script.BURY, script.BURY_EVENT, script.TAKE_OVER,
+            script.READ, script.RELEASE, script.KEEP, script.SET_ASIDE, script.BURY, script.BURY_EVENT,
+            script.TAKE_OVER,
         )}
         self._monotonic = monotonic
         self.rewind()
@@ -83,9 +85,7 @@ class Inbox:
 
     def _old(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
         """Returns the next of the entries that were read and not released, until there are none."""
-        if self._start == _NEW:
-            return []
-        found = self._found(self._start, self._max_bytes, MAX_ENTRIES)
+        found = [] if self._start == _NEW else self._found(self._start, self._max_bytes, MAX_ENTRIES)
         self._start = found[-1][0].decode() if found else _NEW
         return found
 
@@ -115,7 +115,20 @@ class Inbox:
         Raises:
             StreamUnavailable, StreamLost: As for `keep`.
         """
-        self._run(script.KEEP, (entry.deaths_alone + 1) * ALONE, entry.entry_id)
+        self._run(script.KEEP, entry.refusals * REFUSED + (entry.deaths_alone + 1) * ALONE, entry.entry_id)
+
+    def set_aside(self, entry: Entry, name: str, delay_s: float, refusals: int = 0) -> None:
+        """Gives an entry away to a name from which it may be taken over after the delay, at most the idle time.
+
+        Raises:
+            StreamUnavailable, StreamLost: As for `keep`.
+        """
+        idle_ms = max(0, self._claim_idle_ms - int(delay_s * 1000))
+        self._run(script.SET_ASIDE, name, idle_ms, refusals * REFUSED or 1, entry.entry_id)
+
+    def look_back_in(self, delay_s: float) -> None:
+        """Looks back no sooner than that."""
+        self._look_back_at = max(self._look_back_at, self._monotonic() + delay_s)
 
     def ack(self, done: Sequence[tuple[Entry, str]]) -> None:
         """Releases entries that are still its own: acknowledged, deleted and counted, each with its part or not at all.
@@ -208,8 +221,12 @@ class Inbox:
             return None
 
     def _take_over(self) -> None:
-        taken, lost, removed = self._run(script.TAKE_OVER, self._claim_idle_ms)
-        for victim in sorted({victim for _, victim in taken}):
+        taken, lost, removed, aside_count, strange_count = self._run(
+            script.TAKE_OVER, self._claim_idle_ms, SET_ASIDE, FORMAT_PREFIX, f"{FORMAT_PREFIX}{FORMAT}"
+        )
+        metric.set_aside_entries.set(aside_count)
+        metric.strange_entries.set(strange_count)
+        for victim in sorted({victim for _, victim in taken} - {SET_ASIDE.encode()}):
             count = sum(1 for _, owner in taken if owner == victim)
             metric.claimed_entries.inc(count)
             logger.warning(log.line("entries_claimed", count=count, from_consumer=victim.decode(),

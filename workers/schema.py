@@ -16,7 +16,7 @@ from app.batch import COLUMNS
 logger = logging.getLogger(__name__)
 
 # Locks of the service, held until the end of the transaction; the number is "spillway" cut to 31 bits, and arbitrary.
-_LOCK = "SELECT pg_advisory_xact_lock(1936747883)"
+_LOCK = "SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock(1936747883)"
 _IS_MADE = """
 SELECT to_regclass('log_events_default') IS NOT NULL AND EXISTS (
     SELECT FROM pg_attribute WHERE attrelid = to_regclass('log_batches') AND attname = 'part_counts'

@@ -113,6 +113,14 @@ end
 return kept
 """
 
+# Arguments: a name to keep it under, from which others take it over as from a consumer that is gone; for how many ms it
+# is to count as idle already; how often as delivered; an id. Gives an entry away, if it is still the consumer's.
+SET_ASIDE = _KEYS + _PENDING + """
+if pending(ARGV[6]) ~= me then return 0 end
+redis.call('XCLAIM', stream, group, ARGV[3], 0, ARGV[6], 'IDLE', ARGV[4], 'RETRYCOUNT', ARGV[5], 'JUSTID')
+return 1
+"""
+
 # Arguments: an id, the names and values of its death, its reason first. Moves the entry, whole, if it is still the
 # consumer's.
 BURY = _KEYS + _PENDING + _BURY + """
@@ -130,29 +138,42 @@ BURY_EVENT = _KEYS + _BURY + """
 bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 """
 
-# Arguments: from how many ms of idleness on. Takes entries over from consumers that have not touched them for so long,
-# and removes consumers that have not been seen for so long and have none. Deliveries stay what they were. Returns rows
-# of an entry taken over (id, from whom), the number of entries that were deleted while they were pending, and the names
-# removed.
+# Arguments: from how many ms of idleness on; the name of what is set aside, of which one at a time is taken; the prefix
+# of names that keep what is of a format, and which of them may be taken.
+# Takes entries over from consumers that have not touched them for so long, up to 100, and removes consumers that have
+# not been seen for so long and have none. Deliveries stay what they were. Returns rows of an entry taken over (id, from
+# whom), the number of entries that were deleted while they were pending, the names removed, how many entries are set
+# aside, and how many are of formats that may not be taken.
 TAKE_OVER = _KEYS + """
-local idle_ms, taken, lost, removed = ARGV[3], {}, 0, {}
-for _, row in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle_ms, '-', '+', 100)) do
-  if row[2] ~= me then
-    local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
-    if #claimed > 0 then
-      taken[#taken + 1] = {row[1], row[2]}
-    else
-      lost = lost + 1
+local idle_ms, aside, prefix, known, taken, lost, removed = ARGV[3], ARGV[4], ARGV[5], ARGV[6], {}, 0, {}
+local function is_strange(name) return string.sub(name, 1, #prefix) == prefix and name ~= known end
+local start, has_one_aside = '-', false
+repeat
+  local rows = redis.call('XPENDING', stream, group, 'IDLE', idle_ms, start, '+', 100)
+  for _, row in ipairs(rows) do
+    start = '(' .. row[1]
+    local is_aside = row[2] == aside
+    if row[2] ~= me and not is_strange(row[2]) and not (is_aside and has_one_aside) and #taken < 100 then
+      has_one_aside = has_one_aside or is_aside
+      local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
+      if #claimed > 0 then
+        taken[#taken + 1] = {row[1], row[2]}
+      else
+        lost = lost + 1
+      end
     end
   end
-end
+until #rows < 100 or #taken >= 100
+local aside_count, strange_count = 0, 0
 for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local one = {}
   for i = 1, #info, 2 do one[info[i]] = info[i + 1] end
+  if one.name == aside then aside_count = one.pending end
+  if is_strange(one.name) then strange_count = strange_count + one.pending end
   if one.name ~= me and one.pending == 0 and one.idle >= tonumber(idle_ms) then
     redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
     removed[#removed + 1] = one.name
   end
 end
-return {taken, lost, removed}
+return {taken, lost, removed, aside_count, strange_count}
 """

@@ -197,11 +197,9 @@ def connections(facts: PostgresFacts, settings: Settings) -> Finding:
 
 
 def pooler(facts: PostgresFacts) -> Finding:
-    """Judges whether a session is ours alone."""
+    """Tells whether a session is ours alone. Loads do without."""
     if facts.is_shared:
-        return warn("postgres pooler", "two connections share one backend: a pooler by transaction stands between",
-                    "the timeouts that guard a load are set by session, and hold for the wrong one or not at all",
-                    "let DATABASE_URL lead to PostgreSQL itself, or set pool_mode = session")
+        return ok("postgres pooler", "one by transaction: a load sets its timeouts within its own")
     return ok("postgres pooler", "none, or one by session")
 
 
