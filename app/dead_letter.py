@@ -17,10 +17,12 @@ from app import moment, stream
 from app.batch import Batch, LoneEvent, events, whole_id
 
 BAD_BATCH, BAD_EVENT, CONFLICT = "bad_batch", "bad_event", "idempotency_conflict"
-KILLS, NOT_AN_ENTRY, SINK = "kills_consumer", "not_an_entry", "sink_unavailable"
+KILLS, NOT_AN_ENTRY = "kills_consumer", "not_an_entry"
+SINK, REFUSED = "sink_unavailable", "sink_refuses"
 
 REASONS = {
     SINK: "PostgreSQL did not confirm the batch within SPILLWAY_SINK_RETRIES",
+    REFUSED: "PostgreSQL failed on the batch alone over SPILLWAY_SINK_RETRIES times, and took others meanwhile",
     BAD_EVENT: "PostgreSQL refuses this event; the rest of its batch is stored",
     BAD_BATCH: "PostgreSQL refuses over a quarter of the batch's events, or it is not what its head says",
     CONFLICT: "the idempotency key came with another body before, which is stored",

@@ -157,9 +157,9 @@ def _postgres(patient: _Patient, dirs: dict[str, str | None]) -> Iterator[Findin
 def _no_postgres(url: str, error: psycopg2.Error) -> Finding:
     detail = secret.hidden(" ".join(str(error).split()), url)
     if "unsupported startup parameter" in detail:
-        return bad("postgres", detail, "a pooler stands between, and refuses the timeouts that guard a load",
-                   "let DATABASE_URL lead to PostgreSQL itself, or in pgbouncer.ini set pool_mode = session and "
-                   "ignore_startup_parameters = options, and the timeouts with ALTER ROLE")
+        return bad("postgres", detail, "a pooler stands between, and refuses a parameter of DATABASE_URL: nothing is "
+                   "loaded, batches are held in Redis until this is mended",
+                   "take it out of DATABASE_URL, or name it in pgbouncer.ini's ignore_startup_parameters")
     if type(error) is psycopg2.ProgrammingError:
         return bad("postgres", detail, "DATABASE_URL cannot be read: nothing is loaded", _ENCODE)
     if blame(error) is Blame.OPERATOR:

@@ -18,6 +18,7 @@ from ops import listener, secret, snapshot
 from ops.checkup.finding import size
 from ops.errors import Silent
 from ops.stack import Facts
+from workers import loader
 from workers.watchdog import Watchdog
 
 _TIMEOUT_S = 3  # above the second that admin gives Redis
@@ -27,6 +28,11 @@ _POSTGRES = """
 SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on', (
     SELECT max(substring(c.relname FROM '^log_events_(\\d{8})$'))
     FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid WHERE inhparent = to_regclass('log_events')
+), (
+    SELECT string_agg(DISTINCT pid || coalesce(' (' || nullif(holder.application_name, '') || ')', ''), ', ')
+    FROM pg_stat_activity AS load, unnest(pg_blocking_pids(load.pid)) AS pid
+    LEFT JOIN pg_stat_activity AS holder USING (pid)
+    WHERE load.application_name LIKE 'spillway %' AND load.wait_event_type = 'Lock'
 )
 """
 # What is shown of the metrics, and which they are.
@@ -127,16 +133,21 @@ def _metric(text: str, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def _parameters(url: str) -> dict[str, Any]:
+    """Returns how the loader connects, but that a server which takes no writes is to be looked at, too."""
+    return loader.parameters(url, "status") | {"connect_timeout": _TIMEOUT_S, "target_session_attrs": "any"}
+
+
 def _postgres(url: str) -> dict[str, Any]:
     try:
-        with closing(psycopg2.connect(url, connect_timeout=_TIMEOUT_S)) as connection:
+        with closing(psycopg2.connect(**_parameters(url))) as connection:
             with Watchdog(_TIMEOUT_S).guard(connection), snapshot.of(connection, _TIMEOUT_S) as cursor:
                 cursor.execute(_POSTGRES)
-                [(is_read_only, last)] = cursor.fetchall()
+                [(is_read_only, last, blockers)] = cursor.fetchall()
     except psycopg2.Error as error:
         raise Silent(secret.hidden(str(error), url)) from error
     day = datetime.strptime(last, "%Y%m%d").date().isoformat() if last else None
-    return {"is_read_only": is_read_only, "partitions_until": day}
+    return {"is_read_only": is_read_only, "partitions_until": day, "blocked_by": blockers}
 
 
 def _stream(found: dict[str, Any]) -> str:
@@ -196,4 +207,6 @@ def _sink(found: dict[str, Any]) -> str:
     ahead = f"partitions until {until}" if until else "no partitions yet"
     if until and until < today:
         ahead += ", which is over"
+    if found["blocked_by"]:
+        return f"answers; loads wait for locks of pid {found['blocked_by']}; {ahead}"
     return f"takes no writes; {ahead}" if found["is_read_only"] else f"answers; {ahead}"

@@ -21,6 +21,7 @@ from app import stream
 from ops import family
 from ops.postgres_server import PostgresServer
 from ops.redis_server import RedisServer
+from tests import journal
 from tests.journal import ROOT, until
 
 DEADLINE_S = 30
@@ -196,6 +197,27 @@ def database_url(postgres_server):
     yield f"{postgres_server.url.rpartition('/')[0]}/{name}"
     postgres_server.start()
     until(lambda: is_dropped(postgres_server.url, name), "the database to be free")
+
+
+@pytest.fixture
+def consumer(redis_url, database_url, tmp_path):
+    """A factory of consumer processes; each has its log in `.log`, and `.has_logged(*words)`."""
+    processes = []
+
+    def start(name="consumer-00", url=database_url, buffer=redis_url, **settings):
+        log = tmp_path / name
+        process = journal.start("-m", "workers.consumer", log=log, REDIS_URL=buffer, DATABASE_URL=url,
+                                SPILLWAY_CONSUMER_NAME=name, SPILLWAY_PARTITION_DAYS="1", **settings)
+        process.has_logged = lambda *words: all(word in log.read_text() for word in words)
+        process.log = log
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+    assert {process.wait(timeout=30) for process in processes} <= {0, -signal.SIGKILL}
 
 
 def is_dropped(url, name):

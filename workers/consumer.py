@@ -1,7 +1,8 @@
 """The consumer: reads the inbox, loads, and only then lets go. `python -m workers.consumer` runs one.
 
 `step` does one round; `run` repeats it, and is the one place that waits and tries again. What could not be loaded stays
-in hand, and more is read beside it, up to the bytes of a load.
+in hand, and more is read beside it, up to the bytes of a load. What fails for what may be some of its rows is tried in
+smaller parts; what fails alone while PostgreSQL takes others is set aside, and tried alone now and then.
 """
 
 import logging
@@ -14,19 +15,19 @@ from collections.abc import Callable, Sequence
 
 import redis
 
-from app import count, dead_letter, log, stream
-from app.batch import LoneEvent
-from app.dead_letter import Death
+from app import dead_letter, log, stream
+from app.batch import FORMAT
 from app.errors import SettingError, StreamLost, StreamUnavailable
-from app.moment import now
 from app.settings import Settings
 from workers import metric
-from workers.entry import Entry
+from workers.entry import FORMAT_PREFIX, Entry
 from workers.errors import Poison, Unavailable
-from workers.inbox import Inbox
-from workers.ledger import DeadEvent
+from workers.inbox import MAX_ENTRIES, Inbox
+from workers.load_size import LoadSize
 from workers.loader import Loader, Outcome
 from workers.outage import Outage, Policy
+from workers.probation import Probation
+from workers.settlement import Settlement
 from workers.sieve import Refusal
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ _REDIS_TIMEOUT_S = 5.0  # above the second that a read may block
 # A load costs the servers about the same whether it has one event or a hundred: after a small one more may gather.
 _SMALL_LOAD_BYTES = 1 << 20
 _LINGER_S = 0.05
-_MAX_DEATHS_ALONE = 2  # after two in company
 
 
 class Consumer:
@@ -57,8 +57,12 @@ class Consumer:
         self._loader = loader
         self._recreate = recreate
         self._outage = outage
-        self._name = name
+        self._settlement = Settlement(inbox, name)
+        self._size = LoadSize(MAX_ENTRIES)
+        self._probation = Probation(inbox, loader, outage, self._settlement, self._size)
         self._held: list[Entry] = []
+        self._doubted: dict[bytes, Unavailable] = {}
+        self._strange_formats: set[int] = set()
         self._loaded_bytes = 0
 
     def step(self) -> int:
@@ -69,16 +73,14 @@ class Consumer:
         """
         self._gather()
         count = len(self._held)
-        self._loaded_bytes = sum(len(entry.batch.payload) for entry in self._held)
         try:
             self._work()
         except Unavailable as error:
-            if not count or not self._outage.has_exhausted(error, self._inbox.dead_letter_bytes):
+            if not self._held or not self._outage.has_exhausted(error, self._inbox.dead_letter_bytes):
                 raise
             return self._give_up(error)
-        self._held = []
         self._outage.end()
-        return count
+        return count - len(self._held)
 
     def run(self, stop: threading.Event) -> None:
         """Repeats `step` until `stop` is set. Waits, and never returns, because a server is away.
@@ -88,7 +90,7 @@ class Consumer:
         while not stop.is_set():
             ends_at = time.monotonic() + _LINGER_S
             try:
-                if self.step() and self._loaded_bytes < _SMALL_LOAD_BYTES:
+                if self.step() and self._loaded_bytes < _SMALL_LOAD_BYTES and not self._held:
                     stop.wait(ends_at - time.monotonic())
             except StreamLost:
                 self._restore()
@@ -100,32 +102,66 @@ class Consumer:
         if self._held:
             try:
                 self._held = self._inbox.keep(self._held)
-                self._held += self._inbox.read_more(self._held)
+                self._held += self._known(self._inbox.read_more(self._held))
             except StreamLost:
                 return  # What is in hand may be all that is left of the stream: it is loaded first.
         if not self._held:
-            self._held = self._inbox.read()
+            self._held = self._known(self._inbox.read())
+
+    def _known(self, entries: list[Entry]) -> list[Entry]:
+        """Returns the entries of our format; the others are left to consumers that know theirs."""
+        strangers = [entry for entry in entries if entry.batch.version != FORMAT]
+        for entry in strangers:
+            version = entry.batch.version
+            self._inbox.set_aside(entry, f"{FORMAT_PREFIX}{version}", 0)
+            if version not in self._strange_formats:
+                self._strange_formats.add(version)
+                logger.error(log.line("strange_format", format=version, known=FORMAT, entry=entry.entry_id.decode(),
+                                      until="a consumer that knows it takes what is of it"))
+        return [entry for entry in entries if entry.batch.version == FORMAT] if strangers else entries
 
     def _work(self) -> None:
+        self._loaded_bytes = 0
         if not self._held:
             self._loader.prepare()
         elif self._held[0].is_suspect:
-            self._try_alone(self._held[0])
+            entry = self._held[0]
+            self._held = [] if entry.refusals else [entry]  # Whatever comes of it, that one is not kept in hand.
+            self._probation.try_alone(entry, self._take)
+            self._held = []
         else:
-            self._take(self._held)
+            self._load(self._held[:self._size.limit])
 
-    def _try_alone(self, entry: Entry) -> None:
-        """Loads what its consumers seem to die of, or, if they do so again and PostgreSQL takes others, buries it."""
+    def _load(self, part: list[Entry]) -> None:
+        """Loads a part of the hand, as large as it may be."""
         try:
-            self._loader.prove()
-        except Poison:
-            pass  # It is there, and it decides about rows.
-        if entry.deaths_alone < _MAX_DEATHS_ALONE:
-            self._inbox.note_alone(entry)
-            self._take([entry])
-        else:
-            detail = f"{entry.deaths_alone} consumers ended without a word while they loaded it alone"
-            self._bury(entry, dead_letter.KILLS, Refusal("", detail))
+            self._take(part)
+        except Unavailable as error:
+            if not error.is_doubtful:
+                raise
+            return self._doubt(part, error)
+        self._loaded_bytes = sum(len(entry.batch.payload) for entry in part)
+        self._size.note_loaded(len(part), self._loaded_bytes)
+        self._held = self._held[len(part):]
+        doubted, self._doubted = self._doubted, {}
+        for entry in [entry for entry in self._held if entry.entry_id in doubted]:
+            self._refuse(entry, doubted[entry.entry_id])
+
+    def _refuse(self, entry: Entry, error: Unavailable) -> None:
+        self._held = [one for one in self._held if one is not entry]
+        self._probation.refuse(entry, error)
+
+    def _doubt(self, part: list[Entry], error: Unavailable) -> None:
+        """Has less tried next time; what fails alone is put where it holds nobody, if PostgreSQL takes others."""
+        self._size.note_failed(len(part))
+        entry = part[0]
+        if len(part) > 1:
+            raise error
+        if self._probation.is_taking(entry):
+            return self._refuse(entry, error)
+        self._held = [*self._held[1:], entry]  # Another one is tried next: if that is taken, this one is to blame.
+        self._doubted[entry.entry_id] = error
+        raise error.settled() from error
 
     def _take(self, entries: Sequence[Entry]) -> None:
         """Loads the entries and releases them; a part that can be taken neither whole nor by events, in halves."""
@@ -137,50 +173,22 @@ class Consumer:
                 self._take(entries[:middle])
                 return self._take(entries[middle:])
             outcome = Outcome([], [], [], [], [], {0: Refusal(error.sqlstate, error.detail)})
-        self._settle(entries, outcome)
+        self._settlement.settle(entries, outcome)
 
     def _loaded(self, entries: Sequence[Entry]) -> Outcome:
         batches, entry_ids = [entry.batch for entry in entries], [entry.entry_id.decode() for entry in entries]
         try:
-            return self._loader.load(batches, entry_ids, self._bury_events)
+            return self._loader.load(batches, entry_ids, self._settlement.bury_events)
         except Poison:
-            return self._loader.load(batches, entry_ids, self._bury_events, is_strict=True)
-
-    def _settle(self, entries: Sequence[Entry], outcome: Outcome) -> None:
-        """Lets go of what is settled: stored or known is released, the rest buried."""
-        for index in outcome.conflicts:
-            self._bury(entries[index], dead_letter.CONFLICT, Refusal("", "the key came with another body before"))
-        for index in outcome.orphans:
-            self._bury(entries[index], dead_letter.BAD_EVENT, Refusal("", "its batch is not stored: replay that first"))
-        for index, refusal in outcome.refused.items():
-            is_event = isinstance(entries[index].batch, LoneEvent)
-            self._bury(entries[index], dead_letter.BAD_EVENT if is_event else dead_letter.BAD_BATCH, refusal)
-        done = [(entries[index], count.kind_of_load(entries[index].batch)) for index in outcome.stored + outcome.known]
-        done += [(entries[index], count.DUPLICATE) for index in outcome.duplicates]
-        if done:
-            self._inbox.ack(done)
-        _count(entries, outcome)
-
-    def _bury(self, entry: Entry, reason: str, refusal: Refusal) -> None:
-        self._inbox.bury(entry.entry_id, self._death(reason, refusal))
-        logger.error(log.line("batch_buried", batch=entry.batch.batch_id, reason=reason, sqlstate=refusal.sqlstate))
-
-    def _bury_events(self, events: list[DeadEvent]) -> None:
-        deaths = [self._death(dead_letter.BAD_EVENT, event.refusal) for event in events]
-        self._inbox.bury_events(events, deaths)  # HANDOVER 5, copy: before the others' COMMIT
-        logger.error(log.line("events_buried", count=len(events), sqlstate=events[0].refusal.sqlstate))
-
-    def _death(self, reason: str, refusal: Refusal, attempts: int = 1, first_failed_at: str = "") -> Death:
-        stamp = now()
-        return Death(reason, refusal.detail, refusal.sqlstate, attempts, first_failed_at or stamp, stamp, self._name)
+            return self._loader.load(batches, entry_ids, self._settlement.bury_events, is_strict=True)
 
     def _give_up(self, error: Unavailable) -> int:
         """Moves what is in hand to the dead letters: the stream must not grow for as long as the sink is away."""
-        death = self._death(dead_letter.SINK, Refusal(error.cause, error.detail), self._outage.failures,
-                            self._outage.since)
+        death = self._settlement.death(dead_letter.SINK, Refusal(error.cause, error.detail), self._outage.failures,
+                                       self._outage.since)
         for entry in self._held:
             self._inbox.bury(entry.entry_id, death)
-        count, self._held = len(self._held), []
+        count, self._held, self._doubted = len(self._held), [], {}
         self._outage.note_buried(count)
         return count
 
@@ -192,17 +200,6 @@ class Consumer:
         except StreamUnavailable:
             pass  # The next round meets it again, and waits.
         self._inbox.rewind()
-
-
-def _count(entries: Sequence[Entry], outcome: Outcome) -> None:
-    stored = [entries[index].batch for index in outcome.stored]
-    metric.load_batches.observe(len(entries))
-    metric.loaded_batches.inc(len(stored))
-    if stored:
-        metric.last_load_at.set_to_current_time()
-    metric.loaded_events.inc(sum(batch.count for batch in stored) - outcome.dead_count)
-    metric.loaded_bytes.inc(sum(len(batch.payload) for batch in stored))
-    metric.duplicate_batches.inc(len(outcome.known) + len(outcome.duplicates))
 
 
 def make(settings: Settings, redis_url: str, database_url: str) -> Consumer:

@@ -8,6 +8,12 @@ from app.batch import Batch
 SUSPECT_AT = 3
 # A delivery for which PostgreSQL was shown to take others counts as so many.
 ALONE = 1000
+# A load of it alone that PostgreSQL refused while it took others counts as so many.
+REFUSED = 1_000_000
+
+# Names in the group that no consumer has: what is under them waits, and holds nobody.
+SET_ASIDE = "set-aside"  # refused alone
+FORMAT_PREFIX = "format-"  # and the number: of a format that the consumer that read it does not know
 
 
 class Entry(NamedTuple):
@@ -31,4 +37,9 @@ class Entry(NamedTuple):
     @property
     def deaths_alone(self) -> int:
         """How many consumers ended without a word while they loaded it alone."""
-        return self.deliveries // ALONE
+        return self.deliveries % REFUSED // ALONE
+
+    @property
+    def refusals(self) -> int:
+        """How often PostgreSQL refused it alone while it took others."""
+        return self.deliveries // REFUSED

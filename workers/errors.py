@@ -3,11 +3,35 @@
     app.errors.SpillwayError
     ├── Poison              the data: find what is at fault and bury it; never tried again as it is
     └── Unavailable         the sink: back off, keep the entries pending, try again
-        ├── Misconfigured   an operator: as above, for as long as it takes, and say what to mend
-        └── Locked          somebody who is at work on the tables: as above, for as long as it takes
+        ├── Locked          somebody who is at work on the tables: as above, for as long as it takes, and say who
+        └── Misconfigured   an operator: as above, for as long as it takes, and say what to mend
 """
 
+from typing import NamedTuple
+
 from app.errors import SpillwayError
+
+
+class Blocker(NamedTuple):
+    """Who holds a lock that a load waits for, as far as our role may see it.
+
+    Args:
+        pid: Of its backend; 0: a prepared transaction.
+        application: Its application_name.
+        state: `active`, `idle in transaction`, …
+        since: When its query began.
+        query: The first 80 characters of it.
+    """
+
+    pid: int
+    application: str
+    state: str
+    since: str
+    query: str
+
+    def __str__(self) -> str:
+        who = f"{self.application or 'unnamed'}, {self.state or 'state unknown'} since {self.since or 'unknown'}"
+        return f"pid {self.pid} ({who}): {self.query}"
 
 
 class Poison(SpillwayError):
@@ -29,12 +53,19 @@ class Unavailable(SpillwayError):
 
     Args:
         cause: The SQLSTATE, or the class of the driver's error where the server sent none.
+        detail: What it said.
+        is_doubtful: It may be for some of the rows that it did not: try fewer.
     """
 
-    def __init__(self, cause: str, detail: str) -> None:
+    def __init__(self, cause: str, detail: str, is_doubtful: bool = False) -> None:
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
+        self.is_doubtful = is_doubtful
+
+    def settled(self) -> "Unavailable":
+        """Returns the same without the doubt: it is not for the rows."""
+        return type(self)(self.cause, self.detail)
 
 
 class Misconfigured(Unavailable):

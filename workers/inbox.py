@@ -9,7 +9,6 @@ HANDOVER 5: stream → dead letters (tests/crash/test_load.py), by one script.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -19,8 +18,9 @@ from app import count, dead_letter, log, size, stream
 from app.dead_letter import Death
 from app.moment import now
 from workers import metric, script
-from workers.entry import ALONE, SUSPECT_AT, Entry
+from workers.entry import ALONE, REFUSED, SUSPECT_AT, Entry
 from workers.ledger import DeadEvent
+from workers.takeover import note_lost, take_over
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class Inbox:
         self._max_bytes = max_bytes
         self._claim_idle_ms = int(claim_idle_s * 1000)
         self._scripts = {text: client.register_script(text) for text in (
-            script.READ, script.RELEASE, script.KEEP, script.BURY, script.BURY_EVENT, script.TAKE_OVER,
+            script.READ, script.RELEASE, script.KEEP, script.SET_ASIDE, script.BURY, script.BURY_EVENT,
+            script.TAKE_OVER,
         )}
         self._monotonic = monotonic
         self.rewind()
@@ -74,7 +75,7 @@ class Inbox:
             StreamLost: The group is gone.
         """
         if self._start == _NEW and self._monotonic() >= self._look_back_at:
-            self._take_over()
+            take_over(self._run, self._claim_idle_ms, MAX_ENTRIES, _AT_A_TIME)
             self.rewind()
         try:
             return self._entries(self._old() or self._found(_NEW, self._max_bytes, MAX_ENTRIES) or self._waited())
@@ -84,9 +85,7 @@ class Inbox:
 
     def _old(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
         """Returns the next of the entries that were read and not released, until there are none."""
-        if self._start == _NEW:
-            return []
-        found = self._found(self._start, self._max_bytes, MAX_ENTRIES)
+        found = [] if self._start == _NEW else self._found(self._start, self._max_bytes, MAX_ENTRIES)
         self._start = found[-1][0].decode() if found else _NEW
         return found
 
@@ -116,7 +115,20 @@ class Inbox:
         Raises:
             StreamUnavailable, StreamLost: As for `keep`.
         """
-        self._run(script.KEEP, (entry.deaths_alone + 1) * ALONE, entry.entry_id)
+        self._run(script.KEEP, entry.refusals * REFUSED + (entry.deaths_alone + 1) * ALONE, entry.entry_id)
+
+    def set_aside(self, entry: Entry, name: str, delay_s: float, refusals: int = 0) -> None:
+        """Gives an entry away to a name from which it may be taken over after the delay, at most the idle time.
+
+        Raises:
+            StreamUnavailable, StreamLost: As for `keep`.
+        """
+        idle_ms = max(0, self._claim_idle_ms - int(delay_s * 1000))
+        self._run(script.SET_ASIDE, name, idle_ms, refusals * REFUSED or 1, entry.entry_id)
+
+    def look_back_in(self, delay_s: float) -> None:
+        """Looks back no sooner than that."""
+        self._look_back_at = max(self._look_back_at, self._monotonic() + delay_s)
 
     def ack(self, done: Sequence[tuple[Entry, str]]) -> None:
         """Releases entries that are still its own: acknowledged, deleted and counted, each with its part or not at all.
@@ -197,7 +209,7 @@ class Inbox:
 
     def _entry(self, entry_id: bytes, fields: list[bytes] | None, deliveries: int) -> Entry | None:
         if fields is None:
-            self._note_lost(1)
+            note_lost(1)
             self._run(script.RELEASE, count.packed([(None, "")]), 0, entry_id)
             return None
         try:
@@ -207,27 +219,6 @@ class Inbox:
             self.bury(entry_id, Death(dead_letter.NOT_AN_ENTRY, repr(error), "", 0, stamp, stamp, self._consumer))
             logger.error(log.line("entry_buried", entry=entry_id.decode(), reason=dead_letter.NOT_AN_ENTRY))
             return None
-
-    def _take_over(self) -> None:
-        """Takes what others have left, in parts, until it has as much as it would load at once."""
-        start, room, victims = "-", MAX_ENTRIES, Counter[bytes]()
-        while start and room > 0:
-            most = min(_AT_A_TIME, room)
-            taken, lost, removed, last = self._run(script.TAKE_OVER, self._claim_idle_ms, start, most)
-            start, room = f"({last.decode()}" if last else "", room - len(taken)
-            victims.update(victim for _, victim in taken)
-            if lost:
-                self._note_lost(lost)
-            for name in removed:
-                logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
-        for victim, claimed in victims.items():
-            metric.claimed_entries.inc(claimed)
-            logger.warning(log.line("entries_claimed", count=claimed, from_consumer=victim.decode(),
-                                    idle_s=self._claim_idle_ms / 1000))
-
-    def _note_lost(self, count: int) -> None:
-        metric.lost_entries.inc(count)
-        logger.critical(log.line("entries_lost", count=count, why="deleted while they were pending"))
 
 
 def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -43,7 +43,7 @@ class Keeper:
     """
 
     def __init__(self, url: str, days_ahead: int, every_s: float = _EVERY_S) -> None:
-        self._parameters = loader.parameters(url, "keeper", _TIMEOUT_S)
+        self._parameters = loader.parameters(url, "keeper")
         self._days_ahead = days_ahead
         self._every_s = every_s
         self._watchdog = Watchdog(_TIMEOUT_S)

@@ -62,13 +62,17 @@ def settle(cursor: Cursor, refused: Sequence[Batch], dead: Sequence[DeadEvent]) 
         cursor.execute(schema.ADD_LACKING, [indexes, batch_id])
 
 
-def specimen() -> Batch:
-    """Returns a batch of one event that no client has sent."""
+def specimen(count: int, size_bytes: int) -> Batch:
+    """Returns a batch of about that size that no client has sent."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    values = {"received_at": now, "ts": now, "batch_id": batch.new_id(), "batch_index": "0", "message": "specimen",
-              "attributes": "{}"}
-    line = "\t".join(values.get(name, r"\N") for name in COLUMNS).encode() + b"\n"
-    return Batch(values["batch_id"], 1, sha256(line).hexdigest(), now, line)
+    values = {"received_at": now, "ts": now, "batch_id": batch.new_id(), "message": "specimen", "attributes": "{}"}
+    rows = []
+    for index in range(count):
+        values["batch_index"] = str(index)
+        rows.append("\t".join(values.get(name, r"\N") for name in COLUMNS).encode())
+    filler = b" " * max(0, size_bytes // count - len(rows[-1]) - 1)
+    payload = b"".join(row.replace(b"specimen", b"specimen" + filler, 1) + b"\n" for row in rows)
+    return Batch(values["batch_id"], count, sha256(payload).hexdigest(), now, payload)
 
 
 def _enter_batches(

@@ -5,6 +5,7 @@ psycopg2's errors are read.
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from workers import ledger, metric, partition, schema
 from workers.blame import translated
 from workers.errors import Misconfigured, Poison, Unavailable
 from workers.ledger import DeadEvent, Verdict
+from workers.lookout import Lookout
 from workers.sieve import Refusal
 from workers.trial import Trial
 from workers.watchdog import Watchdog
@@ -31,15 +33,28 @@ _CONNECTION: dict[str, Any] = {
     "connect_timeout": 5, "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
     "tcp_user_timeout": 8000, "target_session_attrs": "read-write", "client_encoding": "UTF8",
 }
-# A consumer that stops within its transaction must not hold its ledger rows against the others for ever.
-_OPTIONS = "-c statement_timeout={0}s -c idle_in_transaction_session_timeout={0}s -c lock_timeout={1}s"
-_LOCK_TIMEOUT_S = 10
+# Within each transaction, in the round trip of its BEGIN, and gone with it: poolers refuse them as `options` of the
+# start-up packet, and hand a session on with what was set in it. A consumer that stops within its transaction must not
+# hold its ledger rows against the others for ever. A wait for a lock ends before the statement's time does, to be told
+# from a statement that is slow.
+_LIMITS = {"statement_timeout": 1, "idle_in_transaction_session_timeout": 1, "lock_timeout": 3}
+_LOCK_TIMEOUT_MS = 10_000
+_NOTHING_HEARD = re.compile("timeout expired|server login has been failing")
 
 
-def parameters(url: str, name: str, timeout_s: int) -> dict[str, Any]:
-    """Returns how the loader connects; `spillway doctor` looks at what becomes of it. Raises psycopg2.Error."""
-    options = _OPTIONS.format(timeout_s, min(_LOCK_TIMEOUT_S, timeout_s))
-    return {**_CONNECTION, "options": options, "application_name": f"spillway {name}", **parse_dsn(url)}
+def parameters(url: str, name: str) -> dict[str, Any]:
+    """Returns how the loader connects; `spillway doctor` and `status` connect so, too. Raises psycopg2.Error."""
+    return {**_CONNECTION, "application_name": f"spillway {name}", **parse_dsn(url)}
+
+
+def begin(url: str, timeout_s: float) -> str:
+    """Returns what begins a load's transaction, with its limits, but for those that the URL sets, and tells the pid of
+    its backend: behind a pooler it is another each time. Raises psycopg2.Error."""
+    own = parse_dsn(url).get("options", "")
+    limits = {name: min(int(timeout_s * 1000 / part), _LOCK_TIMEOUT_MS if part > 1 else 1 << 31)
+              for name, part in _LIMITS.items() if name not in own}
+    return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {value_ms}" for name, value_ms in limits.items()),
+                      "SELECT pg_backend_pid()"])
 
 
 class Outcome(NamedTuple):
@@ -74,8 +89,11 @@ class Loader:
     """
 
     def __init__(self, url: str, name: str, timeout_s: int) -> None:
-        self._parameters = parameters(url, name, timeout_s)
+        self._parameters = parameters(url, name)
+        self._begin = begin(url, timeout_s)
         self._watchdog = Watchdog(timeout_s)
+        self._lookout = Lookout(self._parameters, timeout_s)
+        self._refusal: Misconfigured | None = None
         self._connection: Connection | None = None
 
     def load(
@@ -92,12 +110,15 @@ class Loader:
 
         Raises:
             Poison: It refuses the whole, and no event of it alone: try again, strictly, or with fewer.
-            Unavailable, Misconfigured: It is away, or an operator has to mend something; and what `bury` raises.
+            Unavailable, Locked, Misconfigured: It is away, waits for a lock, or an operator has to mend something; and
+                what `bury` raises.
 
         Durability:
             Durable on return; unknown if it raises, as the COMMIT may have happened: load the same again.
         """
-        with metric.load_seconds.time(), self._transaction(batches) as cursor:
+        if any(batch.version != FORMAT for batch in batches):
+            raise Misconfigured("format", f"another format than {FORMAT}: upgrade the consumer")
+        with metric.load_seconds.time(), self._transaction() as cursor:
             if is_strict:
                 cursor.execute(schema.CHECK_AT_ONCE)
             verdict = ledger.enter(cursor, batches, entry_ids)
@@ -109,15 +130,15 @@ class Loader:
                 bury(trial.dead)
         return _outcome(verdict, refused, len(trial.dead))
 
-    def prove(self) -> None:
-        """Returns if PostgreSQL takes a batch of one event, which is rolled back.
+    def prove(self, like: Batch) -> None:
+        """Returns if PostgreSQL takes a batch of that size, of which nothing stays.
 
         Raises:
-            Poison, Unavailable, Misconfigured: It does not.
+            Poison, Unavailable, Locked, Misconfigured: It does not.
         """
-        with self._transaction([]) as cursor:
-            cursor.execute("SAVEPOINT proof")
-            one = ledger.specimen()
+        with self._transaction() as cursor:
+            cursor.execute(f"SAVEPOINT proof; {schema.CHECK_AT_ONCE}")
+            one = ledger.specimen(like.count, len(like.payload))
             ledger.enter(cursor, [one], ["0-1"])
             copy(cursor, [one], "SAVEPOINT row")
             cursor.execute("ROLLBACK TO proof")
@@ -126,10 +147,10 @@ class Loader:
         """Connects, and makes the tables, and today's partition if that is missing, so that the first load need not.
 
         Raises:
-            Unavailable, Misconfigured: It cannot.
+            Unavailable, Locked, Misconfigured: It cannot.
         """
-        with self._transaction([]):
-            pass
+        with self._translated():
+            self._open()
 
     def close(self) -> None:
         """Drops the connection."""
@@ -138,18 +159,23 @@ class Loader:
             self._connection = None
 
     @contextmanager
-    def _transaction(self, batches: Sequence[Batch]) -> Iterator[Cursor]:
-        strangers = {batch.version for batch in batches} - {FORMAT}
-        if strangers:
-            raise Misconfigured("format", f"batches of format {strangers}; this consumer knows {FORMAT}: upgrade it")
-        try:
+    def _transaction(self) -> Iterator[Cursor]:
+        with self._translated():
             connection = self._open()
-            with self._watchdog.guard(connection):
-                with connection.cursor() as cursor:
-                    yield cursor
-                connection.commit()  # HANDOVER 4, confirm
+        with self._translated(is_loading=True), self._watchdog.guard(connection), connection.cursor() as cursor:
+            cursor.execute(self._begin)
+            [(pid,)] = cursor.fetchall()
+            with self._lookout.over(pid):
+                yield cursor
+                cursor.execute("COMMIT")  # HANDOVER 4, confirm
+            self._lookout.note_committed()
+
+    @contextmanager
+    def _translated(self, is_loading: bool = False) -> Iterator[None]:
+        try:
+            yield
         except (psycopg2.Error, ValueError) as error:
-            found = translated(error)
+            found = translated(error, is_loading, self._lookout.has_seen_blockers())
             self._undo(found)
             raise found from error
         except BaseException:
@@ -159,19 +185,41 @@ class Loader:
     def _undo(self, error: Poison | Unavailable) -> None:
         try:
             if self._connection and isinstance(error, Poison):
-                return self._connection.rollback()
+                with self._watchdog.guard(self._connection), self._connection.cursor() as cursor:
+                    return cursor.execute("ROLLBACK")
         except psycopg2.Error:
             pass  # A connection that cannot do that is of no more use.
         self.close()
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = psycopg2.connect(**self._parameters)
-            with self._watchdog.guard(self._connection):
+            self._connection = self._connected()
+            pid = self._connection.info.backend_pid
+            with self._watchdog.guard(self._connection), self._lookout.over(pid):
                 # Rows of today in DEFAULT would keep its partition from being made. The others are the keeper's.
                 if not schema.ensure(self._connection):
                     partition.make(self._connection, datetime.now(UTC).date(), is_waiting=True)
         return self._connection
+
+    def _connected(self) -> Connection:
+        """Connects; what was refused is so until something else is heard.
+
+        A pooler whose login was refused lets those that come after wait, until it tries again, for longer than we do.
+        """
+        try:
+            connection: Connection = psycopg2.connect(**self._parameters)
+        except psycopg2.OperationalError as error:
+            found = translated(error, is_loading=False)
+            if isinstance(found, Misconfigured):
+                self._refusal = found
+            elif self._refusal and _NOTHING_HEARD.search(str(error)):
+                raise self._refusal from error
+            else:
+                self._refusal = None
+            raise
+        self._refusal = None
+        connection.autocommit = True  # BEGIN is ours.
+        return connection
 
 
 def _outcome(verdict: Verdict, refused: dict[int, Refusal], dead_count: int) -> Outcome:

@@ -18,6 +18,7 @@ groups_created = Counter("ingest_groups_created_total", "Times that a consumer h
 failed_steps = Counter("ingest_failed_steps_total", "Rounds ended by a server that is away, by server.", ["server"])
 for _server in ("redis", "postgres"):
     failed_steps.labels(_server)
+lock_wait_seconds = Counter("ingest_lock_wait_seconds_total", "Time that loads were seen waiting for somebody's lock.")
 replayed_batches = Counter("ingest_replayed_batches_total", "Batches shipped from the WAL to the stream.")
 replayed_events = Counter("ingest_replayed_events_total", "Events shipped from the WAL to the stream.")
 failed_replays = Counter("ingest_failed_replays_total", "Rounds of the replayer that Redis ended.")
@@ -37,6 +38,13 @@ refused_partitions = Gauge(
 failed_upkeep = Counter("ingest_failed_upkeep_total", "Steps of upkeep that could not be done, by cause.", ["cause"])
 for _cause in ("locked", "slow", "rows", "large", "forbidden", "occupied", "server"):
     failed_upkeep.labels(_cause)
+set_aside_entries = Gauge(
+    "ingest_set_aside_entries", "Batches that are refused alone while others are loaded.",
+    multiprocess_mode="mostrecent",
+)
+strange_entries = Gauge(
+    "ingest_strange_entries", "Batches of a format that the consumer does not know.", multiprocess_mode="mostrecent",
+)
 load_seconds = Histogram(
     "ingest_load_seconds", "From the first ledger row to COMMIT.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),

@@ -17,6 +17,7 @@ from workers.errors import Locked, Misconfigured, Unavailable
 logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S = 0.1
+_HELD_DELAY_S = 60.0
 _FIRST_LINES = 20
 _LINE_EVERY = 12
 
@@ -60,15 +61,21 @@ class Outage:
     def has_exhausted(self, error: Unavailable, dead_letter_bytes: Callable[[], int]) -> bool:
         """Counts a failed load, and tells whether it is to be buried: once one is, all that follow are.
 
+        A wait for a lock does not count, nor what an operator has to mend or what is to be tried in smaller parts.
+
         Args:
             error: Why it failed.
             dead_letter_bytes: Asks for the memory of the dead letters; what it raises goes through.
         """
         self.since = self.since or now()
-        if isinstance(error, (Misconfigured, Locked)):
+        if isinstance(error, Locked | Misconfigured) or error.is_doubtful:
             return False
         self.failures += 1
-        if self._policy.is_holding or self.failures <= self._policy.retries:
+        return self.may_bury(self.failures, dead_letter_bytes)
+
+    def may_bury(self, failures: int, dead_letter_bytes: Callable[[], int]) -> bool:
+        """Tells whether what has failed so often is to be buried. The arguments are those of `has_exhausted`."""
+        if self._policy.is_holding or failures <= self._policy.retries:
             return False
         is_full = (size := dead_letter_bytes()) >= self._policy.max_bytes
         if is_full and not self._is_full:
@@ -76,6 +83,16 @@ class Outage:
                                   until="PostgreSQL is back, or letters are purged; loads are held"))
         self._is_full = is_full
         return not is_full
+
+    def note_refused(self, batch_id: str, error: Unavailable, refusals: int) -> None:
+        """Says of a batch that PostgreSQL refuses alone while it takes others, at first and when its retries end."""
+        if refusals in (1, self._policy.retries + 1):
+            event = "batch_held" if refusals > self._policy.retries else "batch_set_aside"
+            logger.error(log.line(event, batch=batch_id, refusals=refusals, cause=error.cause, detail=error.detail))
+
+    def refused_delay(self, refusals: int) -> float:
+        """Returns how long such a batch is left alone before it is tried again, in seconds."""
+        return self._longest_delay_s if refusals <= self._policy.retries else _HELD_DELAY_S
 
     def note_buried(self, count: int) -> None:
         """Says once that loads go to the dead letters."""
@@ -88,7 +105,9 @@ class Outage:
         """Counts a failed round, and returns how long to wait before the next, in seconds."""
         server = "postgres" if isinstance(error, Unavailable) else "redis"
         metric.failed_steps.labels(server).inc()
-        delay_s = min(self._longest_delay_s, _FIRST_DELAY_S * (1 << min(self._attempt, 10))) * random.uniform(0.5, 1)
+        is_smaller_next = isinstance(error, Unavailable) and error.is_doubtful
+        exponent = 0 if is_smaller_next else min(self._attempt, 10)
+        delay_s = min(self._longest_delay_s, _FIRST_DELAY_S * (1 << exponent)) * random.uniform(0.5, 1)
         self._attempt += 1
         if self._attempt <= _FIRST_LINES or self._attempt % _LINE_EVERY == 0:
             self._say(server, error, delay_s)
@@ -98,6 +117,8 @@ class Outage:
         facts = {"attempt": self._attempt, "cause": error.cause, "next_try_s": f"{delay_s:.2f}", "detail": error}
         if isinstance(error, Misconfigured):
             logger.error(log.line("load_held", **facts, until="an operator mends it"))
+        elif isinstance(error, Locked):
+            logger.warning(log.line("load_failed", **facts, until="the lock is free"))
         elif server == "redis":
             logger.warning(log.line("redis_unavailable", **facts))
         else:

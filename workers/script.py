@@ -115,6 +115,14 @@ end
 return kept
 """
 
+# Arguments: a name to keep it under, from which others take it over as from a consumer that is gone; for how many ms it
+# is to count as idle already; how often as delivered; an id. Gives an entry away, if it is still the consumer's.
+SET_ASIDE = _KEYS + _PENDING + """
+if pending(ARGV[6]) ~= me then return 0 end
+redis.call('XCLAIM', stream, group, ARGV[3], 0, ARGV[6], 'IDLE', ARGV[4], 'RETRYCOUNT', ARGV[5], 'JUSTID')
+return 1
+"""
+
 # Arguments: an id, the names and values of its death, its reason first. Moves the entry, whole, if it is still the
 # consumer's.
 BURY = _KEYS + _PENDING + _BURY + """
@@ -133,16 +141,23 @@ BURY_EVENT = _KEYS + _BURY + """
 bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 """
 
-# Arguments: from how many ms of idleness on, the id to begin at, how many entries to look at. Takes over those that
-# their consumers have not touched for so long; behind the last one, removes consumers that have not been seen for so
-# long and have none. Deliveries stay what they were. Returns rows of an entry taken over (id, from whom), the number of
-# entries that were deleted while they were pending, the names removed, and the id to go on after, or false.
+# Arguments: from how many ms of idleness on, the id to begin at, how many entries to look at; the name of what is set
+# aside, of which one is taken at a time; the prefix of names that keep what is of a format, and which of them may be
+# taken; how many of what is set aside were taken just before.
+# Takes over those that their consumers have not touched for so long; behind the last one, removes consumers that have
+# not been seen for so long and have none. Deliveries stay what they were. Returns rows of an entry taken over (id, from
+# whom), the number of entries that were deleted while they were pending, the names removed, and the id to go on after,
+# or false; then how many entries are set aside, and how many are of formats that may not be taken.
 # A name that may not be removed stays: nothing is lost by it. A full 6.2 refuses to, unless the script has written.
 TAKE_OVER = _KEYS + """
-local idle_ms, most, taken, lost, removed = ARGV[3], tonumber(ARGV[5]), {}, 0, {}
+local idle_ms, most, aside, prefix, known = ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
+local taken, lost, removed, has_one_aside = {}, 0, {}, ARGV[9] ~= '0'
+local function is_strange(name) return string.sub(name, 1, #prefix) == prefix and name ~= known end
 local rows = redis.call('XPENDING', stream, group, 'IDLE', idle_ms, ARGV[4], '+', most)
 for _, row in ipairs(rows) do
-  if row[2] ~= me then
+  local is_aside = row[2] == aside
+  if row[2] ~= me and not is_strange(row[2]) and not (is_aside and has_one_aside) then
+    has_one_aside = has_one_aside or is_aside
     local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
     if #claimed > 0 then
       taken[#taken + 1] = {row[1], row[2]}
@@ -151,15 +166,18 @@ for _, row in ipairs(rows) do
     end
   end
 end
-if #rows == most then return {taken, lost, removed, rows[most][1]} end
+if #rows == most then return {taken, lost, removed, rows[most][1], 0, 0} end
 redis.call('XACK', stream, group, '0-1')
+local aside_count, strange_count = 0, 0
 for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local one = {}
   for i = 1, #info, 2 do one[info[i]] = info[i + 1] end
+  if one.name == aside then aside_count = one.pending end
+  if is_strange(one.name) then strange_count = strange_count + one.pending end
   if one.name ~= me and one.pending == 0 and one.idle >= tonumber(idle_ms) then
     local dropped = redis.pcall('XGROUP', 'DELCONSUMER', stream, group, one.name)
     if type(dropped) == 'number' then removed[#removed + 1] = one.name end
   end
 end
-return {taken, lost, removed, false}
+return {taken, lost, removed, false, aside_count, strange_count}
 """

@@ -17,6 +17,10 @@ from psycopg2.extensions import connection as Connection
 _LONGEST_NAP_S = 0.5
 
 
+class Overdue(psycopg2.OperationalError):
+    """What was guarded took too long, and its connection was cut. What it has done is unknown."""
+
+
 class Watchdog:
     """One thread, which looks up now and then; starting one for each call would cost more than many a load.
 
@@ -37,7 +41,7 @@ class Watchdog:
         """Cuts the connection if the calls within take too long, all together. One at a time.
 
         Raises:
-            psycopg2.OperationalError: They did. What they have done is unknown.
+            Overdue: They did. What they have done is unknown.
         """
         # A descriptor of our own: the connection's number may mean another file by the time that it is cut.
         with socket.socket(fileno=os.dup(connection.fileno())) as line:
@@ -47,7 +51,7 @@ class Watchdog:
                 yield
             except psycopg2.Error as error:
                 if self._has_cut:
-                    raise psycopg2.OperationalError(f"no answer from PostgreSQL in {self._timeout_s:g} s") from error
+                    raise Overdue(f"no answer from PostgreSQL in {self._timeout_s:g} s") from error
                 raise
             finally:
                 with self._lock:

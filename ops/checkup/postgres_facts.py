@@ -21,7 +21,7 @@ _NOT_READABLE = (
     psycopg2.errors.QueryCanceled,
 )
 
-# As they are in our session: what ALTER ROLE and ALTER DATABASE say counts.
+# As they are within a load: what ALTER ROLE and ALTER DATABASE say counts.
 _SETTINGS = """
 SELECT name, setting FROM pg_settings WHERE name IN (
     'server_version', 'server_version_num', 'synchronous_commit', 'synchronous_standby_names', 'fsync',
@@ -125,11 +125,13 @@ def observe(url: str, timeout_s: int) -> PostgresFacts:
     Raises:
         psycopg2.Error: It does not answer, or does not let us in.
     """
-    parameters = loader.parameters(url, "doctor", timeout_s) | {"connect_timeout": _TIMEOUT_S}
+    parameters = loader.parameters(url, "doctor") | {"connect_timeout": _TIMEOUT_S}
     with closing(_connect(parameters)) as connection, Watchdog(_TIMEOUT_S).guard(connection):
         connection.autocommit = True
         with connection.cursor() as cursor:
+            cursor.execute(loader.begin(url, timeout_s))
             settings = dict(_rows(cursor, _SETTINGS))
+            cursor.execute("COMMIT")
             began_at = time.time()
             [row] = _rows(cursor, _SELF)
             skew_s = row[4] - (began_at + time.time()) / 2

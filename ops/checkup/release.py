@@ -105,7 +105,7 @@ def postgres_version(facts: PostgresFacts) -> Finding:
 
 
 def pooler(facts: PostgresFacts) -> Finding:
-    """Judges whether a session is ours alone, and whether the pooler between, where there is one, stands COPY."""
+    """Judges whether the pooler between, where there is one, stands COPY."""
     name = "postgres pooler"
     seen = f"pgbouncer {_dotted(facts.pooler)}" if facts.pooler else "a pooler"
     upgrade = "upgrade pgbouncer to {}, or let DATABASE_URL lead to PostgreSQL itself"
@@ -113,11 +113,11 @@ def pooler(facts: PostgresFacts) -> Finding:
         return warn(name, seen, "1.21.0 to 1.22.0 leak memory and keep server connections after some COPY FROM STDIN",
                     upgrade.format("1.22.1 or later"))
     if facts.is_shared:
-        stuck = "; a COPY that fails can keep its server connection for good (mended after 1.25.2)"
-        return warn(name, f"two connections share one backend: {seen} by transaction stands between",
-                    "the timeouts that guard a load are set by session, and hold for the wrong one or not at all"
-                    + stuck * (not facts.pooler or facts.pooler <= _POOLER_STUCK),
-                    "let DATABASE_URL lead to PostgreSQL itself, or set pool_mode = session")
+        seen += " by transaction: a load sets its timeouts within its own"
+        if not facts.pooler or facts.pooler <= _POOLER_STUCK:
+            return warn(name, seen, "in pgbouncer a COPY that fails can keep its server connection for good (mended "
+                        "after 1.25.2)", "let DATABASE_URL lead to PostgreSQL itself")
+        return ok(name, seen)
     return ok(name, f"{seen} by session" if facts.pooler else "none, or one by session")
 
 

@@ -3,17 +3,19 @@
 import os
 import signal
 import threading
+import time
 import tracemalloc
 
+import msgspec
 import psycopg2
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 from app import batch, count, stream
 from app.errors import StreamUnavailable
 from tests import journal
 from workers import script
-from workers.errors import Unavailable
 from workers.inbox import MAX_ENTRIES, Inbox
 
 
@@ -224,14 +226,52 @@ def test_a_pending_entry_that_somebody_deleted_is_reported_and_does_not_block(
     assert client.xpending(stream.STREAM, stream.GROUP)["pending"] == 0
 
 
-def test_a_batch_of_a_newer_format_is_held_and_said_so(client, redis_url, database_url):
-    one = journal.make_batch()
-    newer = batch.Batch(one.batch_id, one.count, one.sha256, one.received_at, one.payload, batch.FORMAT + 1)
-    journal.append(client, newer)
-    consumer = journal.make_consumer(redis_url, database_url)
-    with pytest.raises(Unavailable, match="upgrade"):
-        consumer.step()
-    assert client.xlen(stream.STREAM) == 1
+def newer(one):
+    return msgspec.structs.replace(one, version=batch.FORMAT + 1)
+
+
+def test_batches_of_a_newer_format_hold_nobody_and_are_neither_buried_nor_read_again_and_again(
+    client, redis_url, database_url, caplog
+):
+    batches = [journal.make_batch() for _ in range(20)]
+    strange = [newer(journal.make_batch()) for _ in range(20)]
+    ids = journal.append(client, *(one for pair in zip(strange, batches) for one in pair))[::2]
+    # The idle time is the shortest: whatever an old consumer would take over again, it does.
+    consumer = journal.make_consumer(redis_url, database_url, claim_idle_s=2, sink_timeout_s=1)
+    journal.until(lambda: (consumer.step(), len(journal.stored(database_url)) == 20)[1], "the others to be stored")
+    before = client.info("commandstats")["cmdstat_xreadgroup"]["calls"]
+    journal.until(lambda: (consumer.step(), gauge("ingest_strange_entries") == 20)[1], "it to look back")
+    ends_at = time.monotonic() + 5
+    rounds = 0
+    while time.monotonic() < ends_at:
+        assert consumer.step() == 0
+        rounds += 1
+    # A look back costs one, and so does waiting; none is for the strangers.
+    assert client.info("commandstats")["cmdstat_xreadgroup"]["calls"] - before <= 3 * rounds + 10
+    rows = client.xpending_range(stream.STREAM, stream.GROUP, "-", "+", 100)
+    assert [(row["message_id"], row["consumer"]) for row in rows] == [(one, b"format-2") for one in ids]
+    assert client.xlen(stream.DEAD_LETTERS) == 0 and caplog.text.count("strange_format") == 1
+
+
+def test_a_consumer_that_knows_a_newer_format_takes_over_what_waits_for_it(
+    client, redis_url, database_url, monkeypatch
+):
+    strange = [newer(journal.make_batch()) for _ in range(150)]
+    orphan = journal.make_batch()
+    journal.append(client, *strange, orphan)
+    old = journal.make_consumer(redis_url, database_url, claim_idle_s=2, sink_timeout_s=1)
+    old.step()
+    client.xreadgroup(stream.GROUP, "gone", {stream.STREAM: ">"})
+    journal.until(lambda: (old.step(), len(journal.stored(database_url)) == 1)[1], "what is behind them to be stored")
+    for module in ("workers.consumer", "workers.inbox", "workers.loader"):
+        monkeypatch.setattr(f"{module}.FORMAT", batch.FORMAT + 1)
+    young = journal.make_consumer(redis_url, database_url, "young", claim_idle_s=2, sink_timeout_s=1)
+    journal.until(lambda: (young.step(), client.xlen(stream.STREAM) == 0)[1], "it to take them over")
+    assert len(journal.stored(database_url)) == 151 and client.xlen(stream.DEAD_LETTERS) == 0
+
+
+def gauge(name):
+    return REGISTRY.get_sample_value(name)
 
 
 def test_events_go_to_the_partition_of_their_day_and_strange_days_to_the_default(client, redis_url, database_url):

@@ -12,56 +12,15 @@ import pytest
 
 from app import dead_letter, stream
 from ops.postgres_server import PostgresServer
+from ops.proxy import proxied
 from tests import journal
 from tests.conftest import Server, execute, pick_port, postgres_answers
 from tests.journal import until
 from tests.machine import tmpfs
-from ops.proxy import proxied
+from tests.sink import check_stored_once, is_drained, letters, make_tables
 
 QUICK = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "3"}
 HOLD = {"SPILLWAY_SINK_POLICY": "hold", "SPILLWAY_SINK_RETRIES": "1"}
-
-
-@pytest.fixture
-def consumer(redis_url, database_url, tmp_path):
-    """A factory of consumer processes; each has its log in `.log`."""
-    processes = []
-
-    def start(name="consumer-00", url=database_url, buffer=redis_url, **settings):
-        log = tmp_path / name
-        process = journal.start("-m", "workers.consumer", log=log, REDIS_URL=buffer, DATABASE_URL=url,
-                                SPILLWAY_CONSUMER_NAME=name, SPILLWAY_PARTITION_DAYS="1", **settings)
-        process.log = log
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-    assert {process.wait(timeout=30) for process in processes} <= {0, -signal.SIGKILL}
-
-
-def has_logged(process, *words):
-    text = process.log.read_text()
-    return all(word in text for word in words)
-
-
-def letters(client):
-    return [dead_letter.letter_of(*found) for found in client.xrange(stream.DEAD_LETTERS)]
-
-
-def check_stored_once(database_url, batches):
-    stored = journal.stored(database_url)
-    assert stored == {one.batch_id: journal.messages(one) for one in batches}
-
-
-def is_drained(client):
-    return client.xlen(stream.STREAM) == 0
-
-
-def make_tables(redis_url, database_url):
-    journal.make_consumer(redis_url, database_url)._loader.prepare()
 
 
 def test_an_outage_longer_than_the_retries_moves_batches_to_the_dead_letters_from_where_they_are_replayed(
@@ -81,7 +40,7 @@ def test_an_outage_longer_than_the_retries_moves_batches_to_the_dead_letters_fro
         until(lambda: is_drained(client), "the stream to go on being acknowledged")
         looked_back_at = time.monotonic() + 0.6
         until(lambda: time.monotonic() > looked_back_at, "time to pass")
-    assert has_logged(process, "load_failed", "attempt=6", "next_try_s", "moving_to_dead_letters", stream.DEAD_LETTERS)
+    assert process.has_logged("load_failed", "attempt=6", "next_try_s", "moving_to_dead_letters", stream.DEAD_LETTERS)
     found = letters(client)
     assert {letter.death.reason for letter in found} == {dead_letter.SINK}
     assert [letter.batch for letter in found] == first + more and is_drained(client)
@@ -104,13 +63,13 @@ def test_with_hold_an_outage_leaves_everything_pending_and_nothing_in_the_dead_l
     batches = [journal.make_batch() for _ in range(3)]
     postgres_server.stop()
     journal.append(client, *batches[:1])
-    until(lambda: has_logged(process, "attempt=5", "policy=hold"), "many attempts")
+    until(lambda: process.has_logged("attempt=5", "policy=hold"), "many attempts")
     journal.append(client, *batches[1:])
     until(lambda: client.xpending(stream.STREAM, stream.GROUP)["pending"] == 3, "more to be read while it waits")
     postgres_server.start()
     until(lambda: is_drained(client), "all to be stored")
     check_stored_once(database_url, batches)
-    assert letters(client) == [] and has_logged(process, "servers_available")
+    assert letters(client) == [] and process.has_logged("servers_available")
 
 
 def superuser(database_url):
@@ -125,7 +84,7 @@ def test_full_dead_letters_make_the_consumer_hold_and_do_not_keep_new_batches_ou
     batches = [journal.make_batch("x" * 1000, count=20) for _ in range(20)]
     for one in batches:
         journal.append(client, one)
-        until(lambda: is_drained(client) or has_logged(process, "dead_letters_full"), "it to be buried, or held")
+        until(lambda: is_drained(client) or process.has_logged("dead_letters_full"), "it to be buried, or held")
     buried = [letter.batch.batch_id for letter in letters(client)]
     assert 1 <= len(buried) < 20 and client.xlen(stream.STREAM) == 20 - len(buried)
     postgres_server.start()
@@ -184,7 +143,7 @@ def test_what_an_operator_has_to_mend_is_held_whatever_the_policy_and_said(
     with fault(database_url):
         process = consumer(url=f"postgresql://sink:sink@{parts}", SPILLWAY_SINK_RETRIES="0")
         journal.append(client, *batches)
-        until(lambda: has_logged(process, "load_held", "attempt=4", "an operator mends it"), "it to say so")
+        until(lambda: process.has_logged("load_held", "attempt=4", "an operator mends it"), "it to say so")
         assert letters(client) == [] and client.xlen(stream.STREAM) == 3
     until(lambda: is_drained(client), "all to be stored")
     check_stored_once(database_url, batches)
@@ -200,7 +159,7 @@ def test_a_read_only_server_is_tried_until_it_takes_writes(client, consumer, red
     process = consumer(**HOLD)
     one = journal.make_batch()
     journal.append(client, one)
-    until(lambda: has_logged(process, "load_failed", "attempt=3"), "some attempts")
+    until(lambda: process.has_logged("load_failed", "attempt=3"), "some attempts")
     with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SET transaction_read_only = off")
         cursor.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
@@ -216,7 +175,7 @@ def test_a_lock_that_somebody_holds_is_waited_for_again_and_again(client, consum
         cursor.execute("LOCK TABLE log_events")
         process = consumer(**QUICK, **HOLD)
         journal.append(client, one)
-        until(lambda: has_logged(process, "load_failed", "attempt=3"), "some attempts")
+        until(lambda: process.has_logged("load_failed", "attempt=3"), "some attempts")
         connection.rollback()
     until(lambda: is_drained(client), "it to be stored")
     check_stored_once(database_url, [one])
@@ -246,7 +205,7 @@ def test_a_full_disk_under_postgresql_is_waited_out(client, consumer, redis_url,
     fill(filler)
     process = consumer(url=url, **HOLD)
     journal.append(client, *batches)
-    until(lambda: has_logged(process, "load_failed", "attempt=2", "cause=53100"), "it to meet the full disk")
+    until(lambda: process.has_logged("load_failed", "attempt=2", "cause=53100"), "it to meet the full disk")
     filler.unlink()
     until(lambda: is_drained(client), "all to be stored")
     assert {batch_id: len(found) for batch_id, found in journal.stored(url).items()} == {
@@ -313,8 +272,8 @@ def test_a_stopped_postgresql_is_given_up_after_the_deadline_and_used_again_when
     until(lambda: is_drained(client), "the consumer to be at work")
     postgres_server.pause()
     journal.append(client, *batches[1:])
-    until(lambda: has_logged(process, "no answer from PostgreSQL in 1 s"), "the deadline to pass")
-    until(lambda: has_logged(process, "attempt=2"), "another attempt")
+    until(lambda: process.has_logged("no answer from PostgreSQL in 1 s"), "the deadline to pass")
+    until(lambda: process.has_logged("attempt=2"), "another attempt")
     postgres_server.resume()
     until(lambda: is_drained(client), "all to be stored")
     check_stored_once(database_url, batches)
@@ -342,11 +301,11 @@ def test_a_consumer_that_waits_for_the_sink_keeps_what_it_holds_and_is_not_robbe
         cursor.execute("LOCK TABLE log_events")
         owner = consumer("owner", **QUICK, **HOLD)
         journal.append(client, one)
-        until(lambda: has_logged(owner, "load_failed"), "an attempt")
+        until(lambda: owner.has_logged("load_failed"), "an attempt")
         other = consumer("other", **QUICK, **HOLD)
-        until(lambda: has_logged(owner, "attempt=8"), "more attempts than it takes to be robbed")
+        until(lambda: owner.has_logged("attempt=8"), "more attempts than it takes to be robbed")
         row, = client.xpending_range(stream.STREAM, stream.GROUP, "-", "+", 10)
-        assert row["consumer"] == b"owner" and not has_logged(other, "entries_claimed")
+        assert row["consumer"] == b"owner" and not other.has_logged("entries_claimed")
         connection.rollback()
     until(lambda: is_drained(client), "it to be stored")
     check_stored_once(database_url, [one])
@@ -359,7 +318,7 @@ def test_sigterm_ends_a_consumer_that_waits_for_the_sink_at_once_and_a_successor
     one = journal.make_batch()
     postgres_server.stop()
     journal.append(client, one)
-    until(lambda: has_logged(process, "attempt=5"), "it to wait for long")
+    until(lambda: process.has_logged("attempt=5"), "it to wait for long")
     process.terminate()
     assert process.wait(30) == 0
     postgres_server.start()

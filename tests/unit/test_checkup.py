@@ -212,7 +212,7 @@ POSTGRES_CASES = [
     (postgres_check.connections(postgres(connection_limit=5), SETTINGS), "warn", "5 for us"),
     (postgres_check.connections(postgres(connection_count=95, own_count=2), SETTINGS), "warn", "95 in use"),
     (postgres_check.connections(postgres(connection_count=95, own_count=90), SETTINGS), "ok", "95 in use"),
-    (release.pooler(postgres(is_shared=True)), "warn", "pool_mode = session"),
+    (release.pooler(postgres(is_shared=True)), "warn", "lead to PostgreSQL itself"),
     (release.pooler(postgres(is_shared=True, pooler=(1, 18, 0))), "warn", "mended after 1.25.2"),
     (release.pooler(postgres(pooler=(1, 18, 0))), "ok", "pgbouncer 1.18.0 by session"),
     (release.pooler(postgres(pooler=(1, 22, 0))), "warn", "1.22.1 or later"),

@@ -25,7 +25,7 @@ NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "
 # `run` of a greenlet or a process, and the HTTP handler of last resort.
 MAY_CATCH_ALL = {"app/committer.py", "app/connection.py", "app/lane.py"}
 # Asks for its timeouts when it connects; the doctor says where a pooler refuses or forgets them.
-MAY_ASK_FOR_OPTIONS = {"app/monitor.py", "workers/loader.py"}
+MAY_ASK_FOR_OPTIONS = {"app/monitor.py"}
 SESSION = {"readonly", "deferrable", "isolation_level"}
 
 

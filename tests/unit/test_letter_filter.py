@@ -37,7 +37,7 @@ def test_what_is_no_time_is_refused_with_what_is_one(since):
 
 
 @pytest.mark.parametrize("words, what", [
-    ({"reason": "nonsense"}, "sink_unavailable, bad_event"), ({"batch": "nonsense"}, "not a UUID"),
+    ({"reason": "nonsense"}, "sink_unavailable, sink_refuses, bad_event"), ({"batch": "nonsense"}, "not a UUID"),
     ({"ids": ["1-1", "1"]}, "'1' is not the id of a letter"), ({"ids": ["-"]}, "not the id"), ({"ids": ["+"]}, "not"),
     ({"ids": ["1-99999999999999999999"]}, "not the id"), ({"ids": ["1-1 "]}, "not the id"),
 ])

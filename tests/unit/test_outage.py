@@ -3,10 +3,12 @@
 import pytest
 
 from app.errors import StreamUnavailable
-from workers.errors import Misconfigured, Unavailable
+from workers.errors import Locked, Misconfigured, Unavailable
 from workers.outage import Outage, Policy
 
 AWAY = Unavailable("57P03", "starting up")
+LOCKED = Locked("55P03", "lock timeout")
+DOUBTFUL = Unavailable("P0001", "not this one", is_doubtful=True)
 CLOSED = Misconfigured("42501", "permission denied")
 MAX_BYTES = 1000
 
@@ -37,6 +39,31 @@ def test_who_holds_is_never_through_and_neither_is_who_waits_for_an_operator():
     outage = make(retries=0)
     assert not any(exhausted(outage, CLOSED, 50)) and outage.failures == 0
     assert exhausted(outage, AWAY, 1) == [True]
+
+
+@pytest.mark.parametrize("error", [LOCKED, DOUBTFUL])
+def test_a_lock_and_what_is_tried_in_smaller_parts_never_count(error):
+    outage = make(retries=0)
+    assert not any(exhausted(outage, error, 50)) and outage.failures == 0
+    assert exhausted(outage, AWAY, 1) == [True]
+
+
+def test_what_is_tried_in_smaller_parts_waits_for_nobody():
+    outage = make()
+    assert all(outage.delay(DOUBTFUL) <= 0.1 for _ in range(20))
+
+
+def test_what_is_refused_alone_may_be_buried_after_its_own_retries_and_is_named_twice(caplog):
+    outage = make(retries=2)
+    found = []
+    for refusals in range(1, 6):
+        outage.note_refused("batch", DOUBTFUL, refusals)
+        found.append(outage.may_bury(refusals, lambda: 0))
+    assert found == [False, False, True, True, True]
+    assert not any(make(retries=2, is_holding=True).may_bury(refusals, lambda: 0) for refusals in range(6))
+    assert not make(retries=2).may_bury(9, lambda: MAX_BYTES)
+    assert (caplog.text.count("batch_set_aside"), caplog.text.count("batch_held")) == (1, 1)
+    assert outage.refused_delay(2) < outage.refused_delay(3)
 
 
 def test_full_dead_letters_make_it_hold_and_it_says_so_once(caplog):
