@@ -3,9 +3,7 @@
 import argparse
 import json
 import os
-import shutil
 import socket
-import subprocess
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -14,11 +12,12 @@ import pytest
 import redis
 
 from app.settings import Settings
-from ops import account, doctor
+from ops import doctor
 from ops.checkup import disk_facts, host_facts
 from tests.conftest import execute, pick_port
-from tests.journal import append, drain, make_batch, stored, until
-from tests.machine import missing, tmpfs
+from tests.journal import append, drain, make_batch, stored
+from tests.machine import tmpfs
+from tests.pooler import pooled
 from workers.loader import Loader
 
 WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
@@ -257,39 +256,13 @@ def test_a_running_stack_is_healthy_and_is_judged_by_the_settings_that_it_was_st
     assert "Nothing runs in" in running.spillway("doctor").stdout
 
 
-@contextmanager
-def pooled(directory, url, *lines):
-    """Runs a pgbouncer by transaction before the database, and yields its URL."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        missing("pgbouncer")
-    parts, port = urlsplit(url), pick_port()
-    (directory / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
-    config = directory / "pgbouncer.ini"
-    config.write_text("\n".join([
-        "[databases]", f"* = host=127.0.0.1 port={parts.port}", "[pgbouncer]", "pool_mode = transaction",
-        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =", "auth_type = trust",
-        f"auth_file = {directory}/users", *lines,
-    ]))
-    for path in (directory, *directory.iterdir()):
-        path.chmod(0o755)
-    user = ["-u", account.owner().pw_name] if os.geteuid() == 0 else []
-    with subprocess.Popen([program, *user, config], stderr=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: host_facts.listeners(port), "pgbouncer")
-            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
-        finally:
-            process.terminate()
-
-
-def test_a_pooler_by_transaction_is_found(capsys, patient, short_dir):
+def test_a_pooler_by_transaction_does_no_harm_and_what_it_refuses_is_said(capsys, patient, short_dir):
     directory = short_dir / "pooler"
     directory.mkdir()
-    with pooled(directory, patient["database_url"], "ignore_startup_parameters = options") as url:
-        status, found = examine(capsys, patient, database_url=url)
-        assert found["postgres pooler"]["level"] == "warn" and found["postgres timeouts"]["level"] == "warn"
-        assert "do not arrive" in found["postgres timeouts"]["seen"]
     with pooled(directory, patient["database_url"]) as url:
         status, found = examine(capsys, patient, database_url=url)
+        assert found["postgres pooler"]["level"] == "ok" and "by transaction" in found["postgres pooler"]["seen"]
+        assert found["postgres timeouts"]["level"] == "ok"
+        status, found = examine(capsys, patient, database_url=f"{url}?options=-c%20geqo%3Doff")
         assert (status, found["postgres"]["level"]) == (78, "bad")
-        assert "pool_mode = session" in found["postgres"]["remedy"]
+        assert "ignore_startup_parameters" in found["postgres"]["remedy"]
