@@ -29,9 +29,9 @@ SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') =
     SELECT max(substring(c.relname FROM '^log_events_(\\d{8})$'))
     FROM pg_inherits JOIN pg_class AS c ON c.oid = inhrelid WHERE inhparent = to_regclass('log_events')
 ), (
-    SELECT string_agg(DISTINCT pid || coalesce(' (' || nullif(holder.application_name, '') || ')', ''), ', ')
-    FROM pg_stat_activity AS load, unnest(pg_blocking_pids(load.pid)) AS pid
-    LEFT JOIN pg_stat_activity AS holder USING (pid)
+    SELECT string_agg(DISTINCT found.pid || coalesce(' (' || nullif(holder.application_name, '') || ')', ''), ', ')
+    FROM pg_stat_activity AS load CROSS JOIN unnest(pg_blocking_pids(load.pid)) AS found (pid)
+    LEFT JOIN pg_stat_activity AS holder ON holder.pid = found.pid
     WHERE load.application_name LIKE 'spillway %' AND load.wait_event_type = 'Lock'
 )
 """

@@ -1,4 +1,4 @@
-"""pgbouncer, which hands its connections to PostgreSQL out by transaction: one client's leavings are the next one's."""
+"""A real pgbouncer before a database, by transaction unless it is told otherwise."""
 
 import os
 import shutil
@@ -14,13 +14,18 @@ from tests.machine import missing
 
 
 @contextmanager
-def pooled(directory, url, *lines):
-    """Runs a pgbouncer by transaction before the database, and yields its URL."""
+def pooled(directory, url, *lines, password=None):
+    """Runs a pgbouncer by transaction before the database, and yields its URL.
+
+    Args:
+        lines: Of its configuration; later ones win.
+        password: With which it logs in to PostgreSQL; None: the right one.
+    """
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         missing("pgbouncer")
     parts, port = urlsplit(url), pick_port()
-    (directory / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
+    (directory / "users").write_text(f'"{parts.username}" "{password or parts.password}"\n')
     config = directory / "pgbouncer.ini"
     config.write_text("\n".join([
         "[databases]", f"* = host=127.0.0.1 port={parts.port}", "[pgbouncer]", "pool_mode = transaction",

@@ -61,7 +61,8 @@ class Consumer:
         self._size = LoadSize(MAX_ENTRIES)
         self._probation = Probation(inbox, loader, outage, self._settlement, self._size)
         self._held: list[Entry] = []
-        self._doubted: dict[bytes, Unavailable] = {}
+        self._load_count = 0
+        self._doubted: dict[bytes, int] = {}  # what failed alone, after so many loads
         self._strange_formats: set[int] = set()
         self._loaded_bytes = 0
 
@@ -130,7 +131,8 @@ class Consumer:
             self._probation.try_alone(entry, self._take)
             self._held = []
         else:
-            self._load(self._held[:self._size.limit])
+            is_doubted = self._held[0].entry_id in self._doubted
+            self._load(self._held[:1 if is_doubted else self._size.limit])
 
     def _load(self, part: list[Entry]) -> None:
         """Loads a part of the hand, as large as it may be."""
@@ -143,13 +145,10 @@ class Consumer:
         self._loaded_bytes = sum(len(entry.batch.payload) for entry in part)
         self._size.note_loaded(len(part), self._loaded_bytes)
         self._held = self._held[len(part):]
-        doubted, self._doubted = self._doubted, {}
-        for entry in [entry for entry in self._held if entry.entry_id in doubted]:
-            self._refuse(entry, doubted[entry.entry_id])
-
-    def _refuse(self, entry: Entry, error: Unavailable) -> None:
-        self._held = [one for one in self._held if one is not entry]
-        self._probation.refuse(entry, error)
+        self._load_count += 1
+        if self._doubted:
+            self._doubted.pop(part[0].entry_id, None)
+            self._held.sort(key=lambda entry: entry.entry_id not in self._doubted)  # They are tried again, alone.
 
     def _doubt(self, part: list[Entry], error: Unavailable) -> None:
         """Has less tried next time; what fails alone is put where it holds nobody, if PostgreSQL takes others."""
@@ -157,10 +156,14 @@ class Consumer:
         entry = part[0]
         if len(part) > 1:
             raise error
-        if self._probation.is_taking(entry):
-            return self._refuse(entry, error)
-        self._held = [*self._held[1:], entry]  # Another one is tried next: if that is taken, this one is to blame.
-        self._doubted[entry.entry_id] = error
+        has_others = self._load_count > self._doubted.get(entry.entry_id, self._load_count)
+        if has_others or self._probation.is_to_blame(entry, error):
+            self._doubted.pop(entry.entry_id, None)
+            self._held = self._held[1:]
+            return self._probation.refuse(entry, error)
+        # Another one is tried next: if that is taken, and this one fails again, this one is to blame.
+        self._doubted[entry.entry_id] = self._load_count
+        self._held = [*self._held[1:], entry]
         raise error.settled() from error
 
     def _take(self, entries: Sequence[Entry]) -> None:

@@ -49,6 +49,19 @@ class Probation:
             return False
         return True
 
+    def is_to_blame(self, entry: Entry, error: Unavailable) -> bool:
+        """Tells whether it is for this entry, alone in its load, that the load failed.
+
+        Raises:
+            Unavailable: It is for the server, which is away, or for somebody else's lock.
+        """
+        try:
+            return self.is_taking(entry)
+        except Unavailable as found:
+            if type(found) is not Unavailable:
+                raise
+            raise error.settled() from found
+
     def refuse(self, entry: Entry, error: Unavailable) -> None:
         """Counts that PostgreSQL refused the entry alone while it took others: sets it aside, or buries it once that
         was too often. What an operator has to mend is never buried.

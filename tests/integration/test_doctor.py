@@ -309,7 +309,7 @@ def test_a_running_stack_is_healthy_and_is_judged_by_the_settings_that_it_was_st
     assert "Nothing runs in" in running.spillway("doctor").stdout
 
 
-def test_a_pooler_by_transaction_is_found(capsys, patient, short_dir):
+def test_a_pooler_by_transaction_does_no_harm_and_what_it_refuses_is_said(capsys, patient, short_dir):
     directory = short_dir / "pooler"
     directory.mkdir()
     with pooled(directory, patient["database_url"]) as url:
@@ -317,10 +317,9 @@ def test_a_pooler_by_transaction_is_found(capsys, patient, short_dir):
         assert status == 0
         assert found["postgres pooler"]["seen"].startswith("a pooler by transaction")
         assert found["postgres timeouts"]["level"] == "ok"
+        status, found = examine(capsys, patient, database_url=f"{url}?options=-c%20geqo%3Doff")
+        assert (status, found["postgres"]["level"]) == (78, "bad")
+        assert "ignore_startup_parameters" in found["postgres"]["remedy"]
     with pooled(directory, patient["database_url"], "stats_users = spillway") as url:
         found = examine(capsys, patient, database_url=url)[1]["postgres pooler"]
         assert re.match(r"pgbouncer 1\.\d+\.\d+ by transaction", found["seen"])
-    with pooled(directory, patient["database_url"]) as url:
-        status, found = examine(capsys, patient, database_url=f"{url}?options=-c%20statement_timeout%3D9s")
-        assert (status, found["postgres"]["level"]) == (78, "bad")
-        assert "ignore_startup_parameters" in found["postgres"]["remedy"]
