@@ -7,7 +7,6 @@ psycopg2's errors are read.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -170,7 +169,7 @@ class Loader:
             with self._watchdog.guard(self._connection):
                 # Rows of today in DEFAULT would keep its partition from being made. The others are the keeper's.
                 if not schema.ensure(self._connection):
-                    partition.make(self._connection, datetime.now(UTC).date(), is_waiting=True)
+                    partition.make_today(self._connection)
         return self._connection
 
 
