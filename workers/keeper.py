@@ -23,6 +23,7 @@ from workers import loader, metric, partition
 from workers.blame import translated
 from workers.partition import WHY, Result
 from workers.schema import partition_of
+from workers.transaction import holders
 from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 60.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 5.0
 _TIMEOUT_S = 2000  # above all that a step may take, that of reading through a large table
-_WAITING = {Result.LOCKED, Result.BUSY}
+_LOCKED = "log_events_default"  # what is mostly waited for
+_WAITING = {Result.LOCKED, Result.SLOW, Result.BUSY}
 
 
 class Keeper:
@@ -109,7 +111,7 @@ class Keeper:
             elif result is not Result.BUSY:
                 metric.failed_upkeep.labels(result.value).inc()
                 if result is not before:
-                    held_by = {"held_by": partition.holders(connection)} if result is Result.LOCKED else {}
+                    held_by = {"held_by": holders(connection, _LOCKED)} if result is Result.LOCKED else {}
                     logger.warning(log.line("partition_refused", day=day, why=WHY[result], **held_by))
                 self._said[day] = result
         metric.refused_partitions.set(sum(result is Result.ROWS for result in self._said.values()))

@@ -8,7 +8,6 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -198,7 +197,7 @@ class Loader:
             with self._watchdog.guard(self._connection), self._lookout.over(pid):
                 # Rows of today in DEFAULT would keep its partition from being made. The others are the keeper's.
                 if not schema.ensure(self._connection):
-                    partition.make(self._connection, datetime.now(UTC).date(), is_waiting=True)
+                    partition.make_today(self._connection)
         return self._connection
 
     def _connected(self) -> Connection:

@@ -11,6 +11,7 @@ Killed in between, whoever comes next goes on from there. As long as a guard sta
 (`blame` has its load wait), so a day that has begun gets none.
 """
 
+import logging
 from collections.abc import Collection
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -20,7 +21,10 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from app import log
 from workers import schema, transaction
+
+logger = logging.getLogger(__name__)
 
 _LOOK_S = 60
 _SCAN_S = 1800  # who reads or loads meanwhile does not notice
@@ -61,11 +65,6 @@ SET LOCAL lock_timeout = {_VACUUM_MS};
 LOCK TABLE log_events_default IN SHARE UPDATE EXCLUSIVE MODE;
 """
 _BRIEFLY = f"SET LOCAL lock_timeout = {transaction.LOCK_MS}; SET LOCAL statement_timeout = {transaction.HOLD_MS};"
-_HOLDERS = """
-SELECT string_agg(DISTINCT format('%s %s', pid, application_name), ', ')
-FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE relation = to_regclass('log_events_default') AND granted AND pid <> pg_backend_pid()
-"""
 
 
 class Result(Enum):
@@ -86,7 +85,7 @@ WHY = {
     Result.LOCKED: "a lock was not to be had",
     Result.SLOW: "it took longer than others may wait",
     Result.ROWS: "rows in default",
-    Result.LARGE: "the day has begun, and default is too large to be looked through while loads wait",
+    Result.LARGE: "default is too large to be looked through",
     Result.FORBIDDEN: "this role may not create tables",
     Result.OCCUPIED: "another table has its name, or its day",
 }
@@ -143,6 +142,20 @@ def make(connection: Connection, day: date, is_waiting: bool = False) -> Result:
             return next(found for kind, found in _RESULTS.items() if isinstance(error, kind))
 
 
+def make_today(connection: Connection) -> None:
+    """Makes the partition of today, for whoever is about to load and has found none: with one try, and if it fails its
+    rows go to DEFAULT. Raises psycopg2.Error if the connection is lost."""
+    today = datetime.now(UTC).date()
+    try:
+        why = WHY.get(make(connection, today, is_waiting=True))
+    except psycopg2.Error as error:
+        if connection.closed:
+            raise
+        why = str(error).strip()
+    if why:
+        logger.warning(log.line("partition_refused", day=today, why=why))
+
+
 def drop_guards(connection: Connection, wanted: Collection[date]) -> dict[date, Result]:
     """Drops guards of other days, whose partition somebody else has made, or that are due no more.
 
@@ -166,12 +179,6 @@ def drop_guards(connection: Connection, wanted: Collection[date]) -> dict[date, 
     return left
 
 
-def holders(connection: Connection) -> str:
-    """Returns who has a lock on DEFAULT now, pid and application of each. Raises psycopg2.Error."""
-    with transaction.autocommit(connection), connection.cursor() as cursor:
-        return str(_answer(cursor, _HOLDERS) or "nobody any more")
-
-
 def _made(cursor: Cursor, day: date, is_waiting: bool) -> Result:
     words = schema.words_of(day)
     state = _look(cursor, words)
@@ -184,18 +191,22 @@ def _made(cursor: Cursor, day: date, is_waiting: bool) -> Result:
             with transaction.brief(cursor):
                 cursor.execute(f"{_KEEP_VACUUM_OUT} {_BRIEFLY} {_ADD_GUARD}; COMMIT".format(**words))
             state = state._replace(is_valid=False)
-    if state.is_valid is False:
-        _validate(cursor, words)
+    if state.is_valid is False and not _is_validated(cursor, words):
+        return Result.LARGE
     return _attach(cursor, words, is_waiting)
 
 
-def _validate(cursor: Cursor, words: dict[str, str]) -> None:
+def _is_validated(cursor: Cursor, words: dict[str, str]) -> bool:
     try:
         with transaction.brief(cursor, transaction.SCANNING, _SCAN_S * 1000):
             cursor.execute(f"{_KEEP_VACUUM_OUT} {_VALIDATE}; COMMIT".format(**words))
-    except (psycopg2.errors.CheckViolation, psycopg2.errors.QueryCanceled):
-        _drop_guard(cursor, words["guard"])  # a row came before it, or DEFAULT is larger still
+    except psycopg2.errors.QueryCanceled:
+        _drop_guard(cursor, words["guard"])
+        return False
+    except psycopg2.errors.CheckViolation:
+        _drop_guard(cursor, words["guard"])  # a row came before it
         raise
+    return True
 
 
 def _attach(cursor: Cursor, words: dict[str, str], is_waiting: bool) -> Result:

@@ -18,9 +18,14 @@ _STEP_MS = 5000
 # Set for the transaction alone: behind a pooler the session is another's next. Read committed: what is looked for once
 # the lock is had was committed by then.
 _BEGIN = """
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = {statement_ms};
 SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; SELECT {lock}
+"""
+_HOLDERS = """
+SELECT string_agg(DISTINCT format('%%s %%s', pid, application_name), ', ')
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE relation = to_regclass(%s) AND granted AND pid <> pg_backend_pid()
 """
 
 
@@ -68,3 +73,11 @@ def brief(
         connection = cursor.connection
         if not connection.closed and connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
             cursor.execute("ROLLBACK")
+
+
+def holders(connection: Connection, table: str) -> str:
+    """Returns who has a lock on a table now, pid and application of each. Raises psycopg2.Error."""
+    with autocommit(connection), connection.cursor() as cursor:
+        cursor.execute(_HOLDERS, [table])
+        [(found,)] = cursor.fetchall()
+    return found or "nobody any more"

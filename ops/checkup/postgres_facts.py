@@ -11,10 +11,11 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import parse_dsn
 
-from workers import loader
+from workers import loader, transaction
 from workers.watchdog import Watchdog
 
 _TIMEOUT_S = 5
+_LOOK_MS = 2000
 DEFAULT_ROWS_LIMIT = 10_000
 _NOT_READABLE = (
     psycopg2.errors.UndefinedTable, psycopg2.errors.InsufficientPrivilege, psycopg2.errors.LockNotAvailable,
@@ -207,7 +208,7 @@ def _default_rows(connection: Connection) -> int | None:
 
 def _stray_days(connection: Connection) -> list[str] | None:
     try:
-        with connection.cursor() as cursor:
+        with connection.cursor() as cursor, transaction.brief(cursor, 0, _LOOK_MS):
             return [day for day, in _rows(cursor, _STRAY_DAYS)]
     except _NOT_READABLE:
         return None

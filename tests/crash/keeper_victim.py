@@ -6,7 +6,7 @@ from tests.crash import point
 from workers import keeper, partition
 
 point.arm(partition, "_has_rows", "look")
-point.arm(partition, "_validate", "validate")
+point.arm(partition, "_is_validated", "validate")
 point.arm(partition, "_attach", "attach")
 point.arm(partition, "_drop_guard", "drop")
 

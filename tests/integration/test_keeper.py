@@ -218,6 +218,25 @@ def test_loads_go_on_while_partitions_are_made_beside_a_default_of_many_rows(cli
     assert "load_failed" not in consumer.log.read_text()
 
 
+def test_an_autovacuum_of_default_gives_way(tables, keeper):
+    """It would not to a lock that is waited for more briefly than `deadlock_timeout`."""
+    superuser = tables.replace("spillway:", "postgres:", 1)
+    execute(tables, "ALTER TABLE log_events_default SET (autovacuum_vacuum_insert_threshold = 1,"
+                    " autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)")
+    execute(superuser, "ALTER SYSTEM SET autovacuum_naptime = 1")
+    try:
+        execute(superuser, "SELECT pg_reload_conf()")
+        insert(tables, "'2001-01-01'::timestamptz", 50_000)
+        query = "SELECT FROM pg_stat_activity WHERE query LIKE 'autovacuum: %log_events_default%'"
+        until(lambda: rows_of(superuser, query), "an autovacuum")
+        with reader(tables):
+            until(lambda: keeper.step() == {}, "the partitions")
+        assert {name(2), name(3)} <= partitions(tables)
+    finally:
+        execute(superuser, "ALTER SYSTEM RESET autovacuum_naptime")
+        execute(superuser, "SELECT pg_reload_conf()")
+
+
 def test_today_is_not_guarded_where_default_is_large_as_its_rows_are_coming(tables, keeper, caplog):
     execute(tables, f"DROP TABLE {name(0)}")
     fill(tables)
@@ -360,11 +379,12 @@ def test_the_first_connection_makes_the_partition_of_today_before_rows_of_today_
     assert {place for place, in rows_of(tables, "SELECT tableoid::regclass::text FROM log_events")} == {name(0)}
 
 
-def test_the_first_connection_loads_all_the_same_where_the_partition_of_today_cannot_be_made(tables):
+def test_the_first_connection_loads_all_the_same_where_the_partition_of_today_cannot_be_made(tables, caplog):
     execute(tables, f"DROP TABLE {name(0)}")
     one = journal.make_batch()
     with held(tables), closing(Loader(tables, "consumer-00", 30)) as loader:
         loader.load([one], ["1-1"], lambda events: None)
+    assert f"partition_refused day={day(0)}" in caplog.text
     assert {place for place, in rows_of(tables, "SELECT tableoid::regclass::text FROM log_events")} == {
         "log_events_default"
     }
