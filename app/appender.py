@@ -135,20 +135,22 @@ class Appender:
         # In one piece: of several, redis-py makes a system call each, and Redis a sync for each that it finds alone.
         # HANDOVER 1, copy; killed from here on, the client has no reply and tries again.
         self._connection.send_packed_command([b"".join([*parts, _EXEC])])
-        opened, *replies = [self._reply() for _ in parts]
+        queued = [self._reply() for _ in parts]
         executed = self._reply()  # HANDOVER 1, confirm
-        if isinstance(opened, StreamUnavailable):
-            if _QUEUED in replies:
-                raise opened  # Within a transaction that was not ended: what else that one holds, nobody knows.
+        if isinstance(queued[0], StreamUnavailable):
+            if _QUEUED in queued:
+                raise queued[0]  # Within a transaction that was not ended: what else that one holds, nobody knows.
+            executed = queued[1:]
         elif isinstance(executed, StreamUnavailable):
             # Redis refuses the whole, and says only of the command at fault why.
-            return [next((one for one in replies if isinstance(one, StreamUnavailable)), executed)] * len(batches)
-        else:
-            replies = [stream.unavailable(one) if isinstance(one, redis.ResponseError) else one for one in executed]
+            return [next((one for one in queued if isinstance(one, StreamUnavailable)), executed)] * len(batches)
         self._uncounted_bytes -= grown
-        return self._outcomes(batches, counts, replies)
+        if [one for one in executed if isinstance(one, Exception)]:
+            return self._sorted_out(batches, counts, executed)
+        self._uncounted_bytes += size.of(batches)
+        return [None] * len(batches)
 
-    def _outcomes(
+    def _sorted_out(
         self, batches: Sequence[Batch], counts: Mapping[str, int], replies: Sequence[Any]
     ) -> list[StreamUnavailable | None]:
         """Returns what became of each batch; what of them was added is counted, and nothing else, when it returns.
@@ -158,15 +160,15 @@ class Appender:
             replies: Redis's, or its errors, to each batch and each count. Of a transaction some may have failed; where
                 MULTI is refused, by the rights of the user or by a proxy, each was run alone.
         """
+        replies = [stream.unavailable(one) if isinstance(one, redis.RedisError) else one for one in replies]
         outcomes = [one if isinstance(one, StreamUnavailable) else None for one in replies[:len(batches)]]
         added = [one for one, outcome in zip(batches, outcomes) if not outcome]
         self._uncounted_bytes += size.of(added)
-        if any(isinstance(one, StreamUnavailable) for one in replies):
-            missing = count.totals(added, count.ADDED)
-            for (name, events), reply in zip(counts.items(), replies[len(batches):]):
-                if not isinstance(reply, StreamUnavailable):
-                    missing[name] = missing.get(name, 0) - events
-            self._called(count.correction(missing))
+        missing = count.totals(added, count.ADDED)
+        for (name, events), reply in zip(counts.items(), replies[len(batches):]):
+            if not isinstance(reply, StreamUnavailable):
+                missing[name] = missing.get(name, 0) - events
+        self._called(count.correction(missing))
         return outcomes
 
     def _reply(self) -> Any:

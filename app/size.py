@@ -8,7 +8,7 @@ beside it in its node lives, and not all that goes is counted: an operator may t
 never counted, as before the first reader of this version, is measured at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -88,9 +88,9 @@ def read(client: redis.Redis) -> Sizes:
     return Sizes(*found)
 
 
-def of(batches: Iterable[Batch | None]) -> int:
-    """Returns about what the batches take as entries; None is no batch, and nothing."""
-    return _rounded(sum([_HEAD_BYTES + len(one.payload) for one in batches if one]))
+def of(batches: Sequence[Batch]) -> int:
+    """Returns about what the batches take as entries."""
+    return _rounded(_HEAD_BYTES * len(batches) + sum([len(one.payload) for one in batches]))
 
 
 def of_fields(values: Iterable[bytes]) -> int:

@@ -141,7 +141,7 @@ class Inbox:
         """
         for part in _parts(sorted(done, key=lambda pair: _place(pair[0].entry_id))):
             counts = count.packed([(entry.batch, kind) for entry, kind in part])
-            size_bytes = size.of(entry.batch for entry, _ in part)
+            size_bytes = size.of([entry.batch for entry, _ in part])
             self._run(script.RELEASE, counts, size_bytes, *(entry.entry_id for entry, _ in part))  # HANDOVER 4, release
 
     def bury(self, entry_id: bytes, death: Death) -> None:
