@@ -101,6 +101,8 @@ class Queue:
 
     def take(self, max_bytes: int) -> list[Parcel]:
         """Takes parcels, oldest first, up to so many bytes, and at least one."""
+        if not self._parcels:
+            return []
         size, count = 0, 0
         for parcel in self._parcels:
             size += parcel.size

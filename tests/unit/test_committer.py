@@ -2,11 +2,14 @@
 
 import gevent
 import pytest
+from falcon.testing import TestClient
 from gevent.event import Event
 
 from app.batch import KEYLESS, Batch
 from app.committer import Bounds, Committer
+from app.edge import create_app
 from app.errors import NotDurable, StreamUnavailable
+from app.settings import Settings
 from tests.journal import DEADLINE_S as PATIENCE_S
 
 DEADLINE_S = 0.2
@@ -338,10 +341,14 @@ def test_when_a_lane_s_greenlet_ends_nobody_waits_for_it_and_it_is_told(end, cap
         raise end()
 
     committer = make(Target(fail), Wal())
+    client = TestClient(create_app(committer, None, Settings()))
+    assert client.simulate_get("/livez").status_code == 200
     found = outcomes(committer, batch("in hand"))
     assert [error.cause for error in found] == ["internal"]
     until(committer.ended)
     assert committer.ended() == ["stream"]
+    told = client.simulate_get("/livez")
+    assert told.status_code == 503 and "lane stream: has ended" in told.json["detail"]
     assert [error.cause for error in outcomes(committer, batch("later"), None)] == ["internal"] * 2
     assert committer.commit(batch("for the WAL"), True) == "wal"
     assert [record.levelname for record in caplog.records if "lane_ended" in record.message] == ["CRITICAL"]
