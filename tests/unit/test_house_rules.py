@@ -23,7 +23,7 @@ MAY_IMPORT = {
 FRAMEWORKS = {"falcon", "gevent", "gunicorn", "prometheus_client"}
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "core", "misc"}
 # `run` of a greenlet or a process, and the HTTP handler of last resort.
-MAY_CATCH_ALL = {"app/committer.py", "app/connection.py"}
+MAY_CATCH_ALL = {"app/committer.py", "app/connection.py", "app/tally.py"}
 
 
 def tree_of(path):
