@@ -3,9 +3,7 @@
 import argparse
 import json
 import os
-import shutil
 import socket
-import subprocess
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -14,11 +12,12 @@ import pytest
 import redis
 
 from app.settings import Settings
-from ops import account, doctor
+from ops import doctor
 from ops.checkup import disk_facts, host_facts
 from tests.conftest import execute, pick_port
-from tests.journal import append, drain, make_batch, stored, until
-from tests.machine import missing, tmpfs
+from tests.journal import append, drain, make_batch, stored
+from tests.machine import tmpfs
+from tests.pooler import pooled
 from workers.loader import Loader
 
 WRITABLE = "?options=-c%20default_transaction_read_only%3Doff"
@@ -255,31 +254,6 @@ def test_a_running_stack_is_healthy_and_is_judged_by_the_settings_that_it_was_st
     assert "does not answer" in running.spillway("doctor", status=75).stdout
     running.spillway("down")
     assert "Nothing runs in" in running.spillway("doctor").stdout
-
-
-@contextmanager
-def pooled(directory, url, *lines):
-    """Runs a pgbouncer by transaction before the database, and yields its URL."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        missing("pgbouncer")
-    parts, port = urlsplit(url), pick_port()
-    (directory / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
-    config = directory / "pgbouncer.ini"
-    config.write_text("\n".join([
-        "[databases]", f"* = host=127.0.0.1 port={parts.port}", "[pgbouncer]", "pool_mode = transaction",
-        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =", "auth_type = trust",
-        f"auth_file = {directory}/users", *lines,
-    ]))
-    for path in (directory, *directory.iterdir()):
-        path.chmod(0o755)
-    user = ["-u", account.owner().pw_name] if os.geteuid() == 0 else []
-    with subprocess.Popen([program, *user, config], stderr=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: host_facts.listeners(port), "pgbouncer")
-            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
-        finally:
-            process.terminate()
 
 
 def test_a_pooler_by_transaction_is_found(capsys, patient, short_dir):
