@@ -16,12 +16,12 @@ import redis
 from falcon import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app import log, problem, stream
+from app import log, metric_file, problem, stream
 from app.edge import Live
 from app.errors import SettingError, StreamUnavailable
+from app.fold import ProcessMetrics
 from app.inspector import Pending, Stream, Wal, read_state
 from app.letter_resource import Clearance, DeadLetter, DeadLetters
 from app.letterbox import Letterbox
@@ -112,9 +112,10 @@ class BoundCollector(Collector):
 class Metrics:
     """`GET /metrics`: what the processes of this host have counted, and what the collectors read."""
 
-    def __init__(self, directory: str, collectors: Iterable[Collector]) -> None:
+    def __init__(self, directory: str | None, collectors: Iterable[Collector]) -> None:
         self._registry = CollectorRegistry()
-        MultiProcessCollector(self._registry, directory)
+        if directory:  # Without one every process has to keep its own to itself.
+            self._registry.register(ProcessMetrics(Path(directory)))
         for collector in collectors:
             self._registry.register(collector)
 
@@ -197,7 +198,7 @@ def get_app(more: Sequence[Collector] = ()) -> Any:
         for timeout_s in (_REDIS_TIMEOUT_S, _LETTERS_TIMEOUT_S)
     )
     wal = WalCollector(settings.wal_path, settings.beside_wal("quarantine"))
-    metrics = Metrics(os.environ["PROMETHEUS_MULTIPROC_DIR"],
+    metrics = Metrics(os.environ.get(metric_file.VARIABLE),
                       [wal, StreamCollector(client), BoundCollector(settings), *more])
     return create_app(client, Letterbox(patient), metrics, settings.wal_path, settings.beside_wal("spare"),
                       is_loopback(settings.admin_bind))

@@ -5,7 +5,7 @@ Memory for a hostile body stays flat: what is over a limit is never held, only c
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from app.errors import Rejected
@@ -16,6 +16,7 @@ else:
     from backports import zstd
 
 _PIECE = 1 << 16
+_SLICE = 1 << 18  # of decompressed text
 _MAX_MEMBERS = 4096
 _MAX_WINDOW_LOG = 23  # 8 MiB, what a decoder has to support (RFC 8878, section 3.1.1.1.2)
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -65,12 +66,13 @@ def read(stream: BinaryIO, length: int | None, max_bytes: int, hold: Callable[[i
     return b"".join(pieces)
 
 
-def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: bytes, encoding: str, max_bytes: int, pause: Callable[[], None] = lambda: None) -> bytes:
     """Returns the body without its Content-Encoding: every member of it, or none.
 
     Args:
         encoding: The header, lower case; `""` and `"identity"` for none.
         max_bytes: Most that it may decompress to.
+        pause: Called between two slices, where it is more than one.
 
     Raises:
         Rejected: 415 for an encoding that is unknown, 422 for a body that is not in it or is cut short, 413 over
@@ -82,29 +84,44 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if make is None:
         raise Rejected(415, "encoding", f"Content-Encoding {encoding[:40]!r} is not one of {', '.join(_DECOMPRESSORS)}")
     try:
-        return _members(body, make, encoding, max_bytes)
+        return _members(body, make, encoding, max_bytes, pause)
     except (zlib.error, zstd.ZstdError) as error:
         looks = next((f"; it looks like {name}" for magic, name in _MAGIC.items() if body.startswith(magic)), "")
         raise Rejected(422, "encoding", f"the body is not {encoding}: {error}{looks}") from error
 
 
-def _members(body: bytes, make: Callable[[bytes], _Decompressor], encoding: str, max_bytes: int) -> bytes:
+def _members(
+    body: bytes, make: Callable[[bytes], _Decompressor], encoding: str, max_bytes: int, pause: Callable[[], None]
+) -> bytes:
     pieces, size, start = [], 0, 0
     for _ in range(_MAX_MEMBERS):
         member = make(body[start:start + 2])
         while start < len(body) and not member.eof:
             # In pieces: what is left over after a member is a copy, and there may be thousands of members.
             given = body[start:start + _PIECE]
-            pieces.append(member.decompress(given, max_bytes - size + 1))
-            size += len(pieces[-1])
+            for piece in _slices(member, given):
+                pieces.append(piece)
+                size += len(piece)
+                if size > max_bytes:
+                    raise Rejected(413, "too_large", f"over {max_bytes} bytes when decompressed, the most allowed")
+                if size >= _SLICE:
+                    pause()
             start += len(given) - len(member.unused_data)
-            if size > max_bytes:
-                raise Rejected(413, "too_large", f"the body decompresses to over {max_bytes} bytes, the most allowed")
         if not member.eof:
             raise Rejected(422, "truncated", f"the {encoding} stream ends early, after {size} bytes of text")
         if start == len(body):
             return b"".join(pieces)
     raise Rejected(422, "encoding", f"the {encoding} body has over {_MAX_MEMBERS} members")
+
+
+def _slices(member: _Decompressor, given: bytes) -> Iterator[bytes]:
+    """Yields what some bytes of a member decompress to, of which there may be a thousand times as many."""
+    piece = member.decompress(given, _SLICE)
+    yield piece
+    while len(piece) == _SLICE and not member.eof:
+        # zlib wants to be given again what it has not come to; zstd keeps that.
+        piece = member.decompress(getattr(member, "unconsumed_tail", b""), _SLICE)
+        yield piece
 
 
 def _deflate(start: bytes) -> _Decompressor:

@@ -4,7 +4,7 @@ The careful way for what the typed decoder does not take: other spellings, unkno
 Nothing that a client sent is dropped: what has no field of its own becomes an attribute.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -59,19 +59,24 @@ def number(text: str) -> msgspec.Raw:
     return msgspec.Raw(text.encode())
 
 
-def read(documents: Iterable[Any], defaults: Defaults, max_event_bytes: int) -> list[Event]:
+def read(
+    documents: Iterable[Any], defaults: Defaults, max_event_bytes: int, pause: Callable[[], None] | None = None
+) -> list[Event]:
     """Returns the documents as events that `event.encode_carefully` takes.
 
     Args:
         documents: Decoded JSON values (with `number` as the hook), or Events from another form.
         defaults: Pairs of field and value for events without that field.
         max_event_bytes: Longest event, the UTF-8 of its fields.
+        pause: Called between two events.
 
     Raises:
         Faulty: At least one cannot be stored.
     """
     events, faults = [], []
     for index, document in enumerate(documents):
+        if pause:
+            pause()
         try:
             event = document if isinstance(document, Event) else _event_of(document)
             event.set_defaults(defaults)

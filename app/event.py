@@ -57,25 +57,26 @@ def has_stand_in(body: bytes) -> bool:
 _JSON = msgspec.json.Encoder()
 
 
-def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_bytes: int) -> bytes:
-    """Returns a batch's payload, quickly.
+def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_bytes: int, start: int = 0) -> bytes:
+    """Returns a batch's payload, or a part of it, quickly.
 
     Args:
         events: At least one; their body has no stand-in.
         prefix: The cells before `batch_index`, the same in every row, each followed by a tab.
         received_at: The time of events that bring none.
         max_event_bytes: Longest event, the UTF-8 of its fields.
+        start: The first one's place in the batch.
 
     Raises:
         Suspect, ValueError: Encode carefully instead.
     """
-    if len(events) == 1 and (row := _row(events[0], received_at, max_event_bytes)):
+    if len(events) == 1 and not start and (row := _row(events[0], received_at, max_event_bytes)):
         return b"%b%b\n" % (prefix.encode(), row)
     attributes, times = _attribute_cells(events), _time_cells(events, received_at)
     joined = "\x01".join([
-        f"{index}\x00{times[index]}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00"
-        f"{event.message}\x00{event.trace_id}\x00{event.span_id}\x00{attributes[index]}"
-        for index, event in enumerate(events)
+        f"{index}\x00{time}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00"
+        f"{event.message}\x00{event.trace_id}\x00{event.span_id}\x00{cell}"
+        for index, (event, time, cell) in enumerate(zip(events, times, attributes), start)
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect
@@ -104,11 +105,11 @@ def _row(event: Event, received_at: str, max_event_bytes: int) -> bytes:
     return cells.replace(b"\x00", b"\t").replace(b"\x02", b"\\")
 
 
-def encode_carefully(events: Sequence[Event], prefix: str, received_at: str) -> bytes:
+def encode_carefully(events: Sequence[Event], prefix: str, received_at: str, start: int = 0) -> bytes:
     """Returns what `encode` returns, whatever characters the events hold. They have been through `check`."""
     return b"".join(
         b"\t".join([prefix.encode() + str(index).encode(), *_cells(event, received_at)]) + b"\n"
-        for index, event in enumerate(events)
+        for index, event in enumerate(events, start)
     )
 
 

@@ -1,34 +1,36 @@
 """The forms that a body may have, each turned into one Batch: JSON, NDJSON, and plain text, one event a line.
 
-The quick way decodes and encodes a whole body at once. Where it balks, for whatever reason, the careful way reads the
-same body again, event by event, and either takes it or says what is wrong, where, and what is allowed.
+The quick way decodes and encodes a whole body at once, or, of a large one, a slice. Where it balks, for whatever
+reason, the careful way reads the same body again, event by event, and either takes it or says what is wrong, where, and
+what is allowed.
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from app import document, event, moment
+from app import document, event, moment, slice, value
 from app.batch import KEYLESS, Batch
-from app.errors import Fault, Rejected
+from app.errors import Rejected
 from app.event import Defaults, Event
 
 _T = TypeVar("_T")
 
 _decode_event = msgspec.json.Decoder(Event, float_hook=document.number)
 _decode_events = msgspec.json.Decoder(list[Event], float_hook=document.number)
-_decode_any = msgspec.json.Decoder(float_hook=lambda text: _raw(text))
 
 # A value of two bytes becomes an object of a hundred: without this bound 64 MiB of `[]` would be gigabytes of lists.
 _MAX_VALUES = 1_000_000
 _MIN_BYTES_OF_VALUE = 2
-_BLANKS = (" ", "\t", "\n", "\r")
+_DIGEST_BYTES = 1 << 20
+# From here on it is worth a look whether there are long numbers.
+_MIN_LOOKED_AT = 1 << 14
 # Up to the next separator that is not within a string. Matches wherever it starts, so that its time is linear: a string
 # without its end reaches to the body's.
 _TO_SEPARATOR = re.compile(rb'(?:[^"\[{,]++|"(?:[^"\\]++|\\.)*+"?)*+(?:[\[{,]|\Z)', re.DOTALL)
@@ -54,7 +56,8 @@ class Limits(NamedTuple):
 
 
 def to_batch(
-    form: Form, body: bytes, defaults: Defaults, batch_id: str, now_ns: int, limits: Limits, sha256: str = KEYLESS
+    form: Form, body: bytes, defaults: Defaults, batch_id: str, now_ns: int, limits: Limits, sha256: str = KEYLESS,
+    pause: slice.Pause = lambda: None,
 ) -> Batch:
     """Returns the request as a Batch.
 
@@ -65,6 +68,7 @@ def to_batch(
         batch_id: UUID text.
         now_ns: When it was received, ns since 1970.
         sha256: `digest` of body and defaults, where the id is that of an idempotency key.
+        pause: Called between two slices of a large body.
 
     Raises:
         Rejected: It can never be taken as it is.
@@ -72,43 +76,84 @@ def to_batch(
     if not body:
         raise Rejected(422, "empty", "the body is empty; at least one event is needed")
     received_at = moment.from_ns(now_ns)
-    prefix = f"{received_at}\t{batch_id}\t"
-    count, payload = _encoded(form, body, defaults, prefix, received_at, limits)
+    row = _Row(f"{received_at}\t{batch_id}\t", received_at, limits.max_event_bytes)
+    if len(body) > slice.LARGE_BYTES:
+        pause()
+        count, payload = _encoded(form, body, defaults, row, limits, pause)
+    else:
+        count, payload = _encoded(form, body, defaults, row, limits, None)
     return Batch(batch_id, count, sha256, received_at, payload)
 
 
-def digest(body: bytes, defaults: Defaults) -> str:
+def digest(body: bytes, defaults: Defaults, pause: slice.Pause = lambda: None) -> str:
     """Returns by what a request is told from another one under its idempotency key: SHA-256 in hex."""
-    found = hashlib.sha256(body)
-    for field, value in defaults:
-        found.update(f"\0{field}={value}".encode())
+    found = hashlib.sha256(body[:_DIGEST_BYTES])
+    for start in range(_DIGEST_BYTES, len(body), _DIGEST_BYTES):
+        pause()
+        found.update(body[start:start + _DIGEST_BYTES])
+    for field, default in defaults:
+        found.update(f"\0{field}={default}".encode())
     return found.hexdigest()
 
 
+class _Row(NamedTuple):
+    """What all rows of a batch have in common."""
+
+    prefix: str
+    received_at: str
+    max_event_bytes: int
+
+    def quick(self, events: Sequence[Event], start: int) -> bytes:
+        """Does `event.encode`."""
+        return event.encode(events, self.prefix, self.received_at, self.max_event_bytes, start)
+
+    def careful(self, events: Sequence[Event], start: int) -> bytes:
+        """Does `event.encode_carefully`."""
+        return event.encode_carefully(events, self.prefix, self.received_at, start)
+
+
 def _encoded(
-    form: Form, body: bytes, defaults: Defaults, prefix: str, received_at: str, limits: Limits
+    form: Form, body: bytes, defaults: Defaults, row: _Row, limits: Limits, pause: slice.Pause | None
 ) -> tuple[int, bytes]:
     if form.is_json and len(body) > _MAX_VALUES * _MIN_BYTES_OF_VALUE:
         _check_values(body)
-    texts = "".join(str(value) for _, value in defaults).encode() if defaults else b""
-    if not event.has_stand_in(body) and not (texts and event.has_stand_in(texts)):
+    if not _is_odd(form, body, defaults):
         try:
-            events = _counted(form.quick(body, limits), limits.max_events)
+            events = _counted(form.quick(body, limits), limits.max_events, pause)
             for one in events if defaults else ():
                 one.set_defaults(defaults)
-            return len(events), event.encode(events, prefix, received_at, limits.max_event_bytes)
+            return len(events), _rows(row.quick, events, len(body), pause)
         except (msgspec.MsgspecError, event.Suspect, ValueError, RecursionError):
             pass  # The careful way tells what it is, and whether it is wrong at all.
-    documents = _counted(form.careful(body, limits), limits.max_events)
+    documents = _counted(form.careful(body, limits), limits.max_events, pause)
     try:
-        events = document.read(documents, defaults, limits.max_event_bytes)
+        events = document.read(documents, defaults, limits.max_event_bytes, pause)
     except document.Faulty as error:
         raise Rejected(422, "bad_event", str(error), error.faults) from error
-    return len(events), event.encode_carefully(events, prefix, received_at)
+    return len(events), _rows(row.careful, events, len(body), pause)
 
 
-def _counted(found: Iterable[_T], max_events: int) -> list[_T]:
-    events = found if isinstance(found, list) else list(islice(found, max_events + 1))
+def _is_odd(form: Form, body: bytes, defaults: Defaults) -> bool:
+    """Tells whether there may be something in a body that the quick way does not see, or that takes it too long."""
+    texts = "".join(str(default) for _, default in defaults).encode() if defaults else b""
+    if event.has_stand_in(body) or texts and event.has_stand_in(texts):
+        return True
+    return form.is_json and len(body) >= _MIN_LOOKED_AT and slice.has_long_number(body)
+
+
+def _rows(
+    encode: Callable[[Sequence[Event], int], bytes], events: list[Event], body_bytes: int, pause: slice.Pause | None
+) -> bytes:
+    return encode(events, 0) if pause is None else slice.encoded(encode, events, body_bytes, pause)
+
+
+def _counted(found: Iterable[_T], max_events: int, pause: slice.Pause | None) -> list[_T]:
+    if isinstance(found, list):
+        events = found
+    elif pause is None:
+        events = list(islice(found, max_events + 1))
+    else:
+        events = slice.taken(iter(found), max_events + 1, pause)
     if not events:
         raise Rejected(422, "empty", "the body holds no event; at least one is needed")
     if len(events) > max_events:
@@ -125,12 +170,28 @@ def _check_values(body: bytes) -> None:
 
 
 def _json_quick(body: bytes, _: Limits) -> Iterable[Event]:
-    return _decode_events.decode(body) if body.lstrip()[:1] == b"[" else [_decode_event.decode(body)]
+    if body.lstrip()[:1] != b"[":
+        return [_decode_event.decode(body)]
+    if len(body) <= slice.LARGE_BYTES:
+        return _decode_events.decode(body)
+    return chain.from_iterable(map(_decode_events.decode, slice.arrays(body)))
 
 
 def _json_careful(body: bytes, _: Limits) -> Iterable[Any]:
-    value = _value(body, None)
-    return value if isinstance(value, list) else [value]
+    if len(body) > slice.LARGE_BYTES and body.lstrip()[:1] == b"[":
+        return _elements(body)
+    found = value.read(body, None)
+    return found if isinstance(found, list) else [found]
+
+
+def _elements(body: bytes) -> Iterator[Any]:
+    """Decodes the elements of a large array one by one; what cannot be, as a part of the whole, of which it is told."""
+    index = 0
+    with suppress(msgspec.MsgspecError, Rejected):
+        for index, element in enumerate(slice.elements(body)):
+            yield value.read(bytes(element), None)
+        return
+    yield from islice(value.read(body, None), index, None)
 
 
 def _ndjson_quick(body: bytes, _: Limits) -> Iterable[Event]:
@@ -140,7 +201,7 @@ def _ndjson_quick(body: bytes, _: Limits) -> Iterable[Event]:
 
 def _ndjson_careful(body: bytes, _: Limits) -> Iterator[Any]:
     lines = (line for line in BytesIO(body) if not line.isspace())
-    return (_value(line, index) for index, line in enumerate(lines))
+    return (value.read(line, index) for index, line in enumerate(lines))
 
 
 def _lines(body: bytes, limits: Limits) -> Iterator[Event]:
@@ -164,57 +225,6 @@ def _text(line: bytes) -> str:
     # Bytes that are no text become \udcNN first, and what was sent as that meanwhile stands aside as NUL.
     escaped = line.replace(rb"\udc", b"\0").decode(errors="surrogateescape").encode(errors="backslashreplace")
     return escaped.replace(rb"\udc", rb"\x").replace(b"\0", rb"\udc").decode()
-
-
-def _value(text: bytes, index: int | None) -> Any:
-    """Decodes one JSON text; index: of the event that it is, None where it is the whole body.
-
-    What the fast decoder refuses, the standard library's may still read: then `document` finds the lone surrogate or
-    the endless number, and names the event and the field.
-    """
-    try:
-        return _decode_any.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        refusal = str(error)
-    try:
-        return json.loads(text.decode(), parse_float=_raw, parse_int=_integer, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = _reason(error, refusal)
-        if index is None:
-            raise Rejected(422, "not_json", reason) from error
-        raise Rejected(422, "not_json", f"event {index}: {reason}", (Fault(index, None, reason),)) from error
-
-
-def _reason(error: Exception, refusal: str) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    if isinstance(error, json.JSONDecodeError):
-        words, place = _told(error)
-        return f"not JSON: {words} at byte {len(error.doc[:place].encode())}"
-    return f"nested deeper than {event.MAX_DEPTH}" if isinstance(error, RecursionError) else f"{error}: {refusal}"
-
-
-def _told(error: json.JSONDecodeError) -> tuple[str, int]:
-    """Returns what is wrong and at which character, the same under every Python: where nothing follows a comma, those
-    before 3.13 tell the place of the bracket, and that one the comma's."""
-    place = error.pos + error.msg.startswith("Illegal trailing comma")
-    while error.doc[place:place + 1] in _BLANKS:
-        place += 1
-    if error.doc[place:place + 1] in ("]", "}") and error.doc[:place].rstrip("".join(_BLANKS)).endswith(","):
-        return "a comma with nothing after it", place
-    return error.msg, error.pos
-
-
-def _raw(text: str) -> msgspec.Raw:
-    return msgspec.Raw(text.encode())
-
-
-def _integer(text: str) -> int | msgspec.Raw:
-    return int(text) if len(text) < 4300 else _raw(text)
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"not JSON: {text} is no JSON number")
 
 
 _JSON = Form(_json_quick, _json_careful, True)

@@ -10,6 +10,7 @@ import falcon
 import gevent
 import msgspec
 from falcon import Request, Response
+from gevent.lock import BoundedSemaphore
 from gunicorn.http.errors import ParseException
 
 from app import batch, body, form, metric
@@ -18,6 +19,7 @@ from app.committer import Committer
 from app.errors import NotDurable, Rejected
 from app.event import Defaults
 from app.form import FORMS, Form, Limits
+from app.pace import Pace
 from app.parcel import STREAM
 from app.settings import Settings
 
@@ -41,6 +43,7 @@ class Ingest:
         self._settings = settings
         self._limits = Limits(settings.max_events, settings.max_event_bytes, settings.max_decoded_bytes)
         self._room = _Room(settings.max_inflight_bytes)
+        self._large_turn = BoundedSemaphore()
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Takes a request; see `ops/REFERENCE.md` for forms, limits and status codes."""
@@ -48,7 +51,7 @@ class Ingest:
         hold = _Hold(self._room)
         try:
             sent = self._read(req, hold)
-            accepted = self._batch(req, sent, now_ns)
+            accepted = self._paced_batch(req, sent, now_ns)
             hold(len(accepted.payload))
             is_for_wal = _CANARY_KEY in req.env and self._is_for_wal(req)
             durability = self._committer.commit(accepted, is_for_wal, len(sent))  # HANDOVER 1 or 2
@@ -78,19 +81,28 @@ class Ingest:
             # gunicorn closes the connection then: where a next request would start is unknown.
             raise Rejected(400, "framing", f"the body ends early or its chunks are malformed: {error}") from error
 
-    def _batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
+    def _paced_batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
+        pace = Pace(self._large_turn)
+        try:
+            return self._batch(req, sent, now_ns, pace.pause)
+        finally:
+            pace.close()
+
+    def _batch(self, req: Request, sent: bytes, now_ns: int, pause: Callable[[], None]) -> batch.Batch:
         form_of_body = _form(req.content_type)
         key = req.env.get("HTTP_IDEMPOTENCY_KEY")
         if key is not None and not _KEY.fullmatch(key):
             raise Rejected(400, "idempotency_key", "Idempotency-Key is 1 to 255 printable ASCII characters")
         encoding = req.env.get("HTTP_CONTENT_ENCODING")
-        text = body.decompress(sent, encoding.strip().lower(), self._settings.max_decoded_bytes) if encoding else sent
+        text = sent
+        if encoding:
+            text = body.decompress(sent, encoding.strip().lower(), self._settings.max_decoded_bytes, pause)
         defaults = _defaults(req) if req.query_string else []
         if key is None:
             name = self._committer.next_id(), batch.KEYLESS
         else:
-            name = batch.id_of_key(key), form.digest(text, defaults)
-        made = form.to_batch(form_of_body, text, defaults, name[0], now_ns, self._limits, name[1])
+            name = batch.id_of_key(key), form.digest(text, defaults, pause)
+        made = form.to_batch(form_of_body, text, defaults, name[0], now_ns, self._limits, name[1], pause)
         # Escaped, it may be five times as long; what there can never be room for must not be sent again and again.
         if len(made.payload) + len(sent) > self._settings.max_inflight_bytes:
             raise Rejected(413, "too_large", f"{len(made.payload)} bytes when encoded; send fewer events at a time")

@@ -5,13 +5,19 @@ than to read the request. A SIGKILL loses a tenth of a second of it; what was st
 """
 
 import atexit
+import logging
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import gevent
 from prometheus_client import Counter, Histogram
+
+from app import log
+
+logger = logging.getLogger(__name__)
 
 _EVERY_S = 0.1
 
@@ -33,6 +39,7 @@ class Tally:
     def __init__(self) -> None:
         self._added: defaultdict[Counter, float] = defaultdict(float)
         self._observed: defaultdict[BulkHistogram, list[float]] = defaultdict(list)
+        self._is_failing = False
 
     def start(self) -> None:
         """Hands over from now on, and for the last time when the process ends in order."""
@@ -48,15 +55,31 @@ class Tally:
         self._observed[histogram].append(amount)
 
     def flush(self) -> None:
-        """Hands over what was added up."""
+        """Hands over what was added up. What cannot be, say for a full disk, is given up: to keep it would take
+        memory without end, and to stop here would let all metrics stand still.
+        """
         added, self._added = self._added, defaultdict(float)
         observed, self._observed = self._observed, defaultdict(list)
-        for counter, amount in added.items():
-            counter.inc(amount)
-        for histogram, amounts in observed.items():
-            histogram.observe_all(amounts)
+        gifts = [partial(counter.inc, amount) for counter, amount in added.items()]
+        gifts += [partial(histogram.observe_all, amounts) for histogram, amounts in observed.items()]
+        if not gifts:
+            return
+        errors = [error for give in gifts if (error := _failure(give))]
+        if errors and not self._is_failing:
+            logger.error(log.line("metrics_not_written", metrics=len(errors), error=repr(errors[0])))
+        elif self._is_failing and not errors:
+            logger.warning(log.line("metrics_written_again"))
+        self._is_failing = bool(errors)
 
     def _run(self) -> None:
         while True:
             gevent.sleep(_EVERY_S)
             self.flush()
+
+
+def _failure(give: Callable[[], None]) -> Exception | None:
+    try:
+        give()
+    except Exception as error:
+        return error
+    return None

@@ -116,6 +116,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _accept(self, listener: socket.socket) -> None:
         """Takes one connection each time that the hub comes by: other workers get theirs, those with fewer first."""
+        # Else gevent's accept waits by itself where another worker was faster, and the next one is taken unasked.
+        listener.settimeout(0)
         while True:
             self._pool.wait_available()
             socket.wait_read(listener.fileno())

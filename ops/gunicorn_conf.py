@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from app import census
+from app import census, metric_file
 
 worker_class = "gevent"
 worker_connections = 500
@@ -31,6 +31,11 @@ errorlog = "-"
 loglevel = (os.environ.get("SPILLWAY_LOG_LEVEL") or "INFO").lower()
 
 
+def post_fork(server: object, worker: object) -> None:
+    """Makes what a worker needs to share its metrics, before it imports anything that counts."""
+    metric_file.prepare(os.environ)
+
+
 def child_exit(server: object, worker: SimpleNamespace) -> None:
     """Forgets a worker that has ended: its connections, and its live gauges, as `prometheus_client.multiprocess`'s
     `mark_process_dead` does.
@@ -38,5 +43,5 @@ def child_exit(server: object, worker: SimpleNamespace) -> None:
     Not by calling it: the arbiter would import the library unpatched, and every later worker inherit it.
     """
     census.forget(worker.age)
-    for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"gauge_live*_{worker.pid}.db"):
+    for path in Path(os.environ[metric_file.VARIABLE]).glob(f"gauge_live*_{worker.pid}.db"):
         path.unlink(missing_ok=True)

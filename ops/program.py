@@ -12,6 +12,7 @@ NAMES = ("ingest", "replayer", "admin", "consumer", "keeper", "watch")
 
 WORKER_CLASSES = {"spillway": "app.worker.Worker", "gevent": "gevent"}
 
+_PROCESS = [sys.executable, "-m", "ops.process"]
 _GUNICORN = [sys.executable, "-m", "gunicorn", "--config", str(Path(__file__).with_name("gunicorn_conf.py"))]
 
 # glibc gives memory back as soon as a large buffer is freed, and the kernel hands it out again page by page for the
@@ -24,9 +25,9 @@ def command(name: str, settings: Settings) -> list[str]:
     if name == "logs":
         return [sys.executable, "-m", "ops.rotation"]
     if name in ("consumer", "keeper", "replayer"):
-        return [sys.executable, "-m", f"workers.{name}"]
+        return [*_PROCESS, f"workers.{name}"]
     if name == "watch":
-        return [sys.executable, "-m", "ops.command", name]
+        return [*_PROCESS, "ops.command", name]
     is_ingest = name == "ingest"
     host, port = (settings.bind, settings.port) if is_ingest else (settings.admin_bind, settings.admin_port)
     workers = settings.workers if is_ingest else 1

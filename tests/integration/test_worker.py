@@ -1,5 +1,6 @@
 """The worker's life on a real gunicorn: stops, reloads, recycling and kills under load; deadlines and bounds."""
 
+import gzip
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
@@ -205,6 +207,30 @@ def test_a_worker_whose_hub_stands_still_is_replaced(start):
     os.kill(edge.pid, signal.SIGSTOP)
     until(lambda: edge.pid not in edge.pids() and edge.pids(), "another worker")
     until(edge.is_live, "it to answer")
+
+
+# Each compresses to some 60 KB, and takes a second or two.
+LARGE = {
+    "long integers": (b'{"message":"m","attributes":{"n":%b}}' % (b"7" * 4200), "application/x-ndjson"),
+    "unknown floats": (b'{"message":"m",%b}' % b",".join(b'"f%d":%d.5' % (n, n) for n in range(90)),
+                       "application/x-ndjson"),
+    "text to escape": (b"\t\\" * 2000, "text/plain"),
+    "no text": (b"\xff\xfe" * 700, "text/plain"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_others_are_answered_while_large_bodies_are_looked_at(start, kind):
+    line, media_type = LARGE[kind]
+    edge = start(SPILLWAY_MAX_INFLIGHT_BYTES=str(1 << 30))
+    sent = gzip.compress(b"\n".join([line] * 10_000))
+    with edge.unharmed(), ThreadPoolExecutor(4) as threads:
+        large = [threads.submit(edge.post, sent, media_type, Content_Encoding="gzip") for _ in range(4)]
+        answered = 0
+        while not any(one.done() for one in large):
+            answered += edge.is_live()
+        assert {one.result().status for one in large} == {202}
+    assert answered > 5, "others were answered while the first of the large ones was looked at"
 
 
 @pytest.mark.parametrize("sent", [b"P", HEAD, HEAD + b"X-A: " + b"a" * 3000, b"\r"], ids=ascii)

@@ -15,6 +15,7 @@ from app.errors import NotDurable, Rejected
 from tests.sample import steady
 
 MIB = 1 << 20
+SLICE = 1 << 18
 
 
 def bare_deflate(data):
@@ -152,3 +153,22 @@ def test_a_zstd_window_beyond_what_every_decoder_supports_is_refused():
     compressor = zstd.ZstdCompressor(options=options)
     sent = compressor.compress(bytes(range(256)) * 100) + compressor.flush()
     assert refusal(body.decompress, sent, "zstd", MIB) == (422, "encoding")
+
+
+@pytest.mark.parametrize(("encoding", "compress"), COMPRESSED)
+@pytest.mark.parametrize("size", [0, 1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE, 8 * MIB + 7])
+def test_a_body_is_decompressed_in_slices_between_which_others_have_their_turn(encoding, compress, size):
+    text = (b"%09d " % 7 * (size // 10 + 1))[:size]
+    sizes = []
+    sent = compress(text) + compress(b"more") + compress(text)
+
+    def pause():
+        sizes.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        assert body.decompress(sent, encoding, 32 * MIB, pause) == text + b"more" + text
+    finally:
+        tracemalloc.stop()
+    assert all(later - earlier < 2 * SLICE for earlier, later in zip(sizes, sizes[1:]))
+    assert len(sizes) >= 2 * size // SLICE - 2

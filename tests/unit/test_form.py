@@ -1,5 +1,6 @@
 """Every form that a body may have becomes the Batch that its sender meant, or is refused with what is wrong."""
 
+import hashlib
 import json
 import re
 from unittest import mock
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import document, event, form, moment
+from app import document, event, form, moment, slice
 from app.errors import Rejected
 from app.form import FORMS, Limits
 from tests.sample import numbers, objects, steady, texts, to_json
@@ -341,3 +342,79 @@ def test_no_bytes_whatever_break_a_form(body):
             assert make(body, media_type).count
         except Rejected as error:
             assert error.status in (413, 422) and error.detail
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """A body of a few bytes is a large one, and a slice of it a few bytes or two events."""
+    for name, value in {"LARGE_BYTES": 8, "_BYTES": 40, "_EVENTS": 2, "_MAX_ENCODED": 2}.items():
+        monkeypatch.setattr(slice, name, value)
+
+
+def outcome(*args, **kwargs):
+    try:
+        return make(*args, **kwargs)
+    except Rejected as error:
+        return error.status, error.cause, error.detail, error.faults
+
+
+@steady
+@given(st.lists(st.dictionaries(
+    st.sampled_from(("message", "timestamp", "level", "service", "attributes", "msg", "x")),
+    st.none() | st.booleans() | numbers | texts | objects, max_size=4,
+).map(to_json) | plain.map(to_json) | st.text(max_size=6), min_size=1, max_size=7),
+    st.sampled_from((",", "\n", ",", " ")), st.booleans(), st.sampled_from(([], [("service", "s")])))
+def test_a_body_in_slices_is_what_it_is_in_one(small_slices, pieces, separator, is_array, defaults):
+    body = separator.join(pieces).encode(errors="replace")
+    body = b"[" + body + b"]" if is_array else body
+    for media_type in ("application/json", "application/x-ndjson", "text/plain"):
+        found = outcome(body, media_type, defaults)
+        with pytest.MonkeyPatch.context() as whole:
+            whole.setattr(slice, "LARGE_BYTES", 1 << 20)
+            assert found == outcome(body, media_type, defaults)
+
+
+@pytest.mark.parametrize("sent", [b'{"message":"m"}', b'{"msg":"m"}'])
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson", "text/plain"])
+def test_others_have_their_turn_between_any_two_slices(small_slices, sent, media_type):
+    body = b"[" + b",".join([sent] * 50) + b"]" if media_type == "application/json" else b"\n".join([sent] * 50)
+    pauses = mock.Mock()
+    assert form.to_batch(FORMS[media_type], body, [], ID, NOW_NS, LIMITS, pause=pauses).count == 50
+    assert pauses.call_count > 49
+
+
+def test_a_body_that_is_not_large_is_never_interrupted():
+    pauses = mock.Mock(side_effect=AssertionError("it was"))
+    assert form.to_batch(FORMS["application/json"], b'{"message":"m"}', [], ID, NOW_NS, LIMITS, pause=pauses).count
+    assert form.digest(b"a" * 1000, [], pauses)
+
+
+def test_the_digest_of_a_body_does_not_depend_on_slices():
+    body = b"abc" * 1_000_000
+    assert form.digest(body, [("host", "h")]) == hashlib.sha256(body + b"\0host=h").hexdigest()
+
+
+@steady
+@given(st.binary(max_size=300), st.integers(0, 383) | st.integers(384, 2000), st.binary(max_size=300))
+def test_a_long_number_is_seen_wherever_it_begins_and_a_short_one_is_not(before, count, after):
+    before, after = before.translate(None, b"0123456789"), after.translate(None, b"0123456789")
+    assert slice.has_long_number(before + b"7" * count + after) == (count >= 384)
+
+
+@pytest.mark.parametrize("digits", [18, 300, 301, 383, 384, 4200, 4300])
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_long_integer_is_kept_digit_by_digit_however_it_is_read(digits, count):
+    number = "-" + "7" * (digits - 1)
+    sent = f'{{"message":"m","attributes":{{"n":{number}}}}}'
+    limits = Limits(100, 5000)
+    for media_type, body in (("application/json", f"[{','.join([sent] * count)}]"),
+                             ("application/x-ndjson", "\n".join([sent] * count))):
+        lines = make(body.encode(), media_type, limits=limits).payload.decode().splitlines()
+        assert [line.split("\t")[-1] for line in lines] == [f'{{"n":{number}}}'] * count
+
+
+def test_no_integer_is_made_of_many_digits():
+    sent = f'{{"message":"m","attributes":{{"n":{"7" * 4200}}}}}'
+    body = f"[{','.join([sent] * 10)}]".encode()
+    with mock.patch.object(event, "encode", side_effect=AssertionError("the quick way makes one")):
+        assert make(body).count == 10

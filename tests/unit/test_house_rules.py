@@ -23,9 +23,7 @@ MAY_IMPORT = {
 FRAMEWORKS = {"falcon", "gevent", "gunicorn", "prometheus_client"}
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "core", "misc"}
 # `run` of a greenlet or a process, and the HTTP handler of last resort.
-MAY_CATCH_ALL = {"app/committer.py", "app/connection.py", "app/lane.py"}
-# Asks for its timeouts when it connects; the doctor says where a pooler refuses or forgets them.
-MAY_ASK_FOR_OPTIONS = {"app/monitor.py"}
+MAY_CATCH_ALL = {"app/committer.py", "app/connection.py", "app/lane.py", "app/tally.py"}
 SESSION = {"readonly", "deferrable", "isolation_level"}
 
 
@@ -124,8 +122,7 @@ def lasting(path):
 # The benchmark has servers of its own, and no pooler.
 @pytest.mark.parametrize("path", [one for one in MODULES if not name_of(one).startswith("ops/bench/")], ids=name_of)
 def test_nothing_is_set_on_a_connection_beyond_its_transaction(path):
-    found = [one for one in lasting(path) if one[1] != "options" or name_of(path) not in MAY_ASK_FOR_OPTIONS]
-    assert not found, "ops/snapshot.py has how it is done"
+    assert not list(lasting(path)), "ops/snapshot.py has how it is done"
 
 
 def test_what_lasts_on_a_connection_is_found(tmp_path):
