@@ -110,6 +110,7 @@ REDIS_CASES = [
     (redis_check.version(with_info(redis_mode="cluster")), "bad", "cluster"),
     (redis_check.version(with_info(redis_version=None)), "unknown", "provider"),
     (redis_check.durability(with_config(appendfsync="everysec")), "warn", "up to 1 s"),
+    (redis_check.durability(with_config(appendfsync="everysec")), "warn", "through an outage of PostgreSQL"),
     (redis_check.durability(with_config(appendfsync="no")), "bad", "half a minute"),
     (redis_check.durability(with_config(with_info(aof_enabled="0"), appendonly="no")), "bad", "memory alone"),
     (redis_check.durability(HIDDEN), "unknown", "SPILLWAY_WAL=always"),
