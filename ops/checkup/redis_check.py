@@ -9,6 +9,8 @@ from ops.checkup.finding import Finding, bad, ok, size, unknown, warn
 from ops.checkup.redis_facts import RedisFacts
 
 _PERSIST = "and the same in redis.conf"
+_KEPT = ("; what came by the WAL stays there until WAITAOF confirms it (Redis 8.0 on), or until it is stored: through "
+         "an outage of PostgreSQL too")
 
 
 def check(facts: RedisFacts, settings: Settings) -> Iterator[Finding]:
@@ -31,11 +33,12 @@ def durability(facts: RedisFacts) -> Finding:
     always = f"redis-cli CONFIG SET appendfsync always; redis-cli CONFIG SET appendonly yes; {_PERSIST}"
     is_off = facts.info.get("aof_enabled") == "0" or (facts.config or {}).get("appendonly") == "no"
     if is_off:
-        return bad(name, "appendonly no", "what was acknowledged is in memory alone, and lost when Redis ends", always)
+        return bad(name, "appendonly no", "what was acknowledged is in memory alone, and lost when Redis ends"
+                   + _KEPT, always)
     if facts.config is None:
         return unknown(
             name, f"CONFIG is hidden; AOF {'on' if facts.info.get('aof_enabled') == '1' else 'unknown'}",
-            "clients are told redis_fsync unknown, and it may be that a power cut loses what was acknowledged",
+            "clients are told redis_fsync unknown, and it may be that a power cut loses what was acknowledged" + _KEPT,
             "ask the provider for appendonly yes and appendfsync always, or set SPILLWAY_WAL=always: then the disk "
             "of this host confirms, until Redis has taken it",
         )
@@ -43,10 +46,10 @@ def durability(facts: RedisFacts) -> Finding:
     seen = f"appendonly yes, appendfsync {fsync}"
     if fsync == "everysec":
         return warn(name, seen, "a power cut loses up to 1 s of acknowledged events (2 s where the disk lags); clients "
-                    "are told redis_fsync everysec", always)
+                    "are told redis_fsync everysec" + _KEPT, always)
     if fsync == "no":
         return bad(name, seen, "a power cut loses what the kernel had not written yet, half a minute of acknowledged "
-                   "events", always)
+                   "events" + _KEPT, always)
     return ok(name, seen) if fsync == "always" else unknown(name, seen, remedy=always)
 
 

@@ -131,6 +131,7 @@ REDIS_CASES = [
     (release.cluster(with_info(cluster_enabled=None, redis_mode="cluster")), "bad", "WAL"),
     (release.cluster(with_info(cluster_enabled=None)), "unknown", "INFO"),
     (redis_check.durability(with_config(appendfsync="everysec")), "warn", "up to 1 s"),
+    (redis_check.durability(with_config(appendfsync="everysec")), "warn", "through an outage of PostgreSQL"),
     (redis_check.durability(with_config(appendfsync="no")), "bad", "half a minute"),
     (redis_check.durability(with_config(with_info(aof_enabled="0"), appendonly="no")), "bad", "memory alone"),
     (redis_check.durability(HIDDEN), "unknown", "SPILLWAY_WAL=always"),
