@@ -3,12 +3,13 @@
 import argparse
 import shlex
 import sys
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from app.settings import Settings
-from ops import overview, secret
+from ops import loop, overview, secret
 from ops.errors import StackFailed
 from ops.stack import Facts, Stack
 from ops.supervisor_client import Process
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     silence: StackFailed | None = None
     processes: list[Process] = []
     try:
-        processes = stack.processes()
+        processes = loop.marked(stack.processes(), stack.log / "supervisord.log", datetime.now())
     except StackFailed as error:
         silence = error
     parts = overview.observe(facts)
@@ -106,7 +107,8 @@ def _table(processes: list[Process]) -> list[str]:
     if not processes:
         return ["processes          unknown (supervisord does not answer)"]
     rows = [("process", "state", "pid", "up for", "")]
-    consumers = [one for one in processes if one.name.startswith("consumers:") and one.state == "RUNNING"]
+    consumers = [one for one in processes if one.name.startswith("consumers:") and one.state == "RUNNING"
+                 and not one.detail]
     shared = consumers if len(consumers) > _MANY else []
     rows += [
         (one.name, one.state, str(one.pid or "-"), _up_for(one), one.detail)

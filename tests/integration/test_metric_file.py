@@ -41,3 +41,15 @@ def accepted(admin_url):
         return None
     found = re.search(r'^ingest_accepted_events_total{durability="\w+"} ([1-9]\S*)$', reply.body.decode(), re.M)
     return found and float(found[1])
+
+
+def test_status_shows_a_process_that_ends_again_and_again(stack):
+    running = stack()
+    for _ in range(3):
+        pid = running.pid("replayer")
+        assert "times in 10 min" not in running.spillway("status").stdout
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: running.pid("replayer") not in (None, pid), "another one")
+    assert "ended 3 times in 10 min" in running.spillway("status").stdout
+    [found] = [one for one in running.facts["processes"] if one["name"] == "replayer"]
+    assert found["state"] == "RUNNING" and found["detail"].startswith("ended 3 times")
