@@ -34,6 +34,7 @@ SIZES = (1, 100, 1000)
 SLACK = 0.02
 NEW, OLD, AGAIN = "new", "old", "old again"
 _SERVERS = ("redis", "postgres")
+_SUPERUSER = "postgres"  # `ops.postgres_server` gives it the password of ours
 _WARM_SIZE = 100
 _STOP_S, _POLL_S = 60.0, 0.1
 _CPU, _GENERATOR = "CPU, all programs", "cpu_us load generator"
@@ -87,6 +88,10 @@ def servers(state: Path) -> Iterator[Stack]:
             if time.monotonic() > deadline:
                 raise BenchFailed(f"waited {_STOP_S:.0f} s for programs beside the servers to end")
             time.sleep(_POLL_S)
+        url = host.facts().database_url
+        # It would come in one turn and not in the next; what a turn leaves is truncated.
+        _execute(url, "ALTER SYSTEM SET autovacuum = off")
+        _execute(url, "SELECT pg_reload_conf()")
         yield host
 
 
@@ -104,7 +109,8 @@ def measure(
         number: Of the round, from 0.
     """
     with ExitStack() as ends:
-        rigs = {name: ends.enter_context(_side(one, host, place, name, consumers)) for name, one in sides.items()}
+        rigs = {name: ends.enter_context(_side(one, host, place, name, number, consumers))
+                for name, one in sides.items()}
         ends.enter_context(curve.unwatched(*rigs.values()))
         for rig in rigs.values():
             passage.run(rig, plan, _WARM_SIZE)
@@ -141,29 +147,30 @@ def _cpu_us(one: passage.Passage) -> float:
 
 
 @contextmanager
-def _side(one: Checkout, host: Stack, place: Path, name: str, consumers: int) -> Iterator[Rig]:
-    """Runs the stack of one of the three, on servers that have nothing of it before or after."""
-    number = 1 + (OLD, NEW, AGAIN).index(name)
+def _side(one: Checkout, host: Stack, place: Path, name: str, number: int, consumers: int) -> Iterator[Rig]:
+    """Runs the stack of one of the three, on servers that have nothing of it before."""
+    place_of = (OLD, NEW, AGAIN).index(name)
     facts, state = host.facts(), place / name.replace(" ", "-")
-    urls = {"REDIS_URL": _at(facts.redis_url, str(number)), "DATABASE_URL": _at(facts.database_url, f"side_{number}")}
+    # Of this round alone: what the code made of it is not there in the next one.
+    database = f"round_{number}_{place_of}"
+    urls = {"REDIS_URL": _at(facts.redis_url, str(place_of + 1)), "DATABASE_URL": _at(facts.database_url, database)}
     with ExitStack() as ends:
         ends.callback(shutil.rmtree, state, ignore_errors=True)
-        _execute(facts.database_url, f"CREATE DATABASE side_{number}")
-        ends.callback(_forget, facts.database_url, number, urls["REDIS_URL"])
+        _execute(facts.database_url, f"CREATE DATABASE {database} OWNER {urlsplit(facts.database_url).username}")
+        ends.callback(_flush, urls["REDIS_URL"])
         rig = Rig(ends.enter_context(one.running(state, **urls)), host)
         ends.callback(rig.close)
         rig.scale(consumers)
         yield rig
 
 
-def _forget(database_url: str, number: int, redis_url: str) -> None:
-    _execute(database_url, f"DROP DATABASE side_{number} WITH (FORCE)")
+def _flush(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
 
 
 def _execute(url: str, statement: str) -> None:
-    with closing(psycopg2.connect(url)) as connection:
+    with closing(psycopg2.connect(url, user=_SUPERUSER)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
