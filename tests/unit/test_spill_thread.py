@@ -14,7 +14,7 @@ from tests.unit.test_committer import until
 from tests.wal_disk import drain, writer_at
 from wal.file import Files
 
-DEADLINE_S = 0.2
+DEADLINE_S = 1.0
 
 
 class Disk(Files):
