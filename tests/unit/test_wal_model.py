@@ -53,19 +53,19 @@ class LogMachine(RuleBasedStateMachine):
         die(self.writers[which])
         self.writers[which] = self.open()
 
-    @rule(max_bytes=st.integers(1, 4000), failures=st.sampled_from([0, 0, 0, 1, 2, 5]))
-    def read(self, max_bytes, failures=0):
-        """One read of every segment, each record checked; with failing reads or without."""
+    @rule(max_bytes=st.integers(1, 4000), failing=st.sampled_from([0, 0, 0, 1, 2, 3, 5, 8]))
+    def read(self, max_bytes, failing=0):
+        """One read of every segment, each record checked; with a failing call or without."""
         for path in segments(self.root / "log"):
-            self.files.read_failures = failures
+            self.files.failing_read = failing
             try:
                 reader = self.readers.get(path) or self.readers.setdefault(path, SegmentReader(path, self.files))
                 payloads = {record.payload for record in reader.read(max_bytes)}
             except WalFailed:
-                assert failures
+                assert failing
                 continue
             finally:
-                self.files.read_failures = 0
+                self.files.failing_read = 0
             assert payloads <= self.tried, "a record that nobody wrote"
             assert reader.corrupt_count == 0, "what was confirmed is damaged"
             self.delivered |= payloads
