@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S = 60.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 5.0
+_POLL_S, _STOP_S = 1.0, 2.0
 _TIMEOUT_S = 2000  # above all that a step may take, that of reading through a large table
 _LOCKED = "log_events_default"  # what is mostly waited for
 _WAITING = {Result.LOCKED, Result.SLOW, Result.BUSY}
@@ -150,7 +151,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logger.info(log.line("keeper_started", pid=os.getpid(), days_ahead=settings.partition_days))
-    Keeper(settings.database_url, settings.partition_days).run(stop)
+    # libpq lets no signal through, and a statement may take half an hour: the server finishes that without us.
+    keeper = Keeper(settings.database_url, settings.partition_days)
+    thread = threading.Thread(target=keeper.run, args=[stop], daemon=True)
+    thread.start()
+    while thread.is_alive() and not stop.wait(_POLL_S):
+        pass
+    if not stop.is_set():
+        return os.EX_SOFTWARE
+    thread.join(_STOP_S)
     logger.info(log.line("keeper_stopped"))
     return 0
 

@@ -1,6 +1,7 @@
 """Partitions made ahead while others load, read and hold locks, on a real PostgreSQL: nobody waits for it for long."""
 
 import threading
+import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -380,6 +381,18 @@ def test_a_keeper_waits_for_postgresql_and_goes_on_when_it_is_back(processes, po
     postgres_server.start()
     until(lambda: name(3) in partitions(tables), "the partition")
     assert maker.log.read_text().count("keeper_waiting") == 1 and "keeper_resumed" in maker.log.read_text()
+
+
+def test_a_keeper_stops_when_it_is_told_though_postgresql_does_not_answer(processes, postgres_server, tables):
+    with held(tables):
+        maker = processes("workers.keeper")
+        until(lambda: "partition_refused" in maker.log.read_text(), "a try that has to wait")
+        postgres_server.pause()
+        tries_at = time.monotonic() + 6
+        until(lambda: time.monotonic() > tries_at, "it to try again")
+        maker.terminate()
+        assert maker.wait(30) == 0
+        postgres_server.resume()
 
 
 def test_a_keeper_without_its_settings_says_which_and_exits_with_78():
