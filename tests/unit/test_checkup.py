@@ -184,7 +184,7 @@ POSTGRES_CASES = [
     (postgres_check.connections(postgres(connection_limit=5), SETTINGS), "warn", "5 for us"),
     (postgres_check.connections(postgres(connection_count=95, own_count=2), SETTINGS), "warn", "95 in use"),
     (postgres_check.connections(postgres(connection_count=95, own_count=90), SETTINGS), "ok", "95 in use"),
-    (postgres_check.pooler(postgres(is_shared=True)), "warn", "pool_mode = session"),
+    (postgres_check.pooler(postgres(is_shared=True)), "ok", "by transaction"),
     (postgres_check.password(postgres(is_open=True), SETTINGS), "warn", "every account"),
     (postgres_check.password(msgspec.structs.replace(with_setting(listen_addresses="*"), is_open=True), SETTINGS),
      "bad", "scram-sha-256"),
