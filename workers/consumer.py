@@ -147,7 +147,8 @@ class Consumer:
         self._held = self._held[len(part):]
         self._load_count += 1
         if self._doubted:
-            self._doubted.pop(part[0].entry_id, None)
+            self._doubted = {entry.entry_id: self._doubted[entry.entry_id] for entry in self._held
+                             if entry.entry_id in self._doubted}
             self._held.sort(key=lambda entry: entry.entry_id not in self._doubted)  # They are tried again, alone.
 
     def _doubt(self, part: list[Entry], error: Unavailable) -> None:
