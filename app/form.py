@@ -7,7 +7,7 @@ what is allowed.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
 from itertools import chain, islice
@@ -76,12 +76,12 @@ def to_batch(
     if not body:
         raise Rejected(422, "empty", "the body is empty; at least one event is needed")
     received_at = moment.from_ns(now_ns)
-    row = _Row(f"{received_at}\t{batch_id}\t", received_at, limits.max_event_bytes)
+    prefix = f"{received_at}\t{batch_id}\t"
     if len(body) > slice.LARGE_BYTES:
         pause()
-        count, payload = _encoded(form, body, defaults, row, limits, pause)
+        count, payload = _encoded(form, body, defaults, prefix, received_at, limits, pause)
     else:
-        count, payload = _encoded(form, body, defaults, row, limits, None)
+        count, payload = _encoded(form, body, defaults, prefix, received_at, limits, None)
     return Batch(batch_id, count, sha256, received_at, payload)
 
 
@@ -96,24 +96,9 @@ def digest(body: bytes, defaults: Defaults, pause: slice.Pause = lambda: None) -
     return found.hexdigest()
 
 
-class _Row(NamedTuple):
-    """What all rows of a batch have in common."""
-
-    prefix: str
-    received_at: str
-    max_event_bytes: int
-
-    def quick(self, events: Sequence[Event], start: int) -> bytes:
-        """Does `event.encode`."""
-        return event.encode(events, self.prefix, self.received_at, self.max_event_bytes, start)
-
-    def careful(self, events: Sequence[Event], start: int) -> bytes:
-        """Does `event.encode_carefully`."""
-        return event.encode_carefully(events, self.prefix, self.received_at, start)
-
-
 def _encoded(
-    form: Form, body: bytes, defaults: Defaults, row: _Row, limits: Limits, pause: slice.Pause | None
+    form: Form, body: bytes, defaults: Defaults, prefix: str, received_at: str, limits: Limits,
+    pause: slice.Pause | None,
 ) -> tuple[int, bytes]:
     if form.is_json and len(body) > _MAX_VALUES * _MIN_BYTES_OF_VALUE:
         _check_values(body)
@@ -122,7 +107,12 @@ def _encoded(
             events = _counted(form.quick(body, limits), limits.max_events, pause)
             for one in events if defaults else ():
                 one.set_defaults(defaults)
-            return len(events), _rows(row.quick, events, len(body), pause)
+            if pause is None:
+                return len(events), event.encode(events, prefix, received_at, limits.max_event_bytes)
+            return len(events), slice.encoded(
+                lambda some, start: event.encode(some, prefix, received_at, limits.max_event_bytes, start),
+                events, len(body), pause,
+            )
         except (msgspec.MsgspecError, event.Suspect, ValueError, RecursionError):
             pass  # The careful way tells what it is, and whether it is wrong at all.
     documents = _counted(form.careful(body, limits), limits.max_events, pause)
@@ -130,7 +120,10 @@ def _encoded(
         events = document.read(documents, defaults, limits.max_event_bytes, pause)
     except document.Faulty as error:
         raise Rejected(422, "bad_event", str(error), error.faults) from error
-    return len(events), _rows(row.careful, events, len(body), pause)
+    if pause is None:
+        return len(events), event.encode_carefully(events, prefix, received_at)
+    return len(events), slice.encoded(
+        lambda some, start: event.encode_carefully(some, prefix, received_at, start), events, len(body), pause)
 
 
 def _is_odd(form: Form, body: bytes, defaults: Defaults) -> bool:
@@ -139,12 +132,6 @@ def _is_odd(form: Form, body: bytes, defaults: Defaults) -> bool:
     if event.has_stand_in(body) or texts and event.has_stand_in(texts):
         return True
     return form.is_json and len(body) >= _MIN_LOOKED_AT and slice.has_long_number(body)
-
-
-def _rows(
-    encode: Callable[[Sequence[Event], int], bytes], events: list[Event], body_bytes: int, pause: slice.Pause | None
-) -> bytes:
-    return encode(events, 0) if pause is None else slice.encoded(encode, events, body_bytes, pause)
 
 
 def _counted(found: Iterable[_T], max_events: int, pause: slice.Pause | None) -> list[_T]:

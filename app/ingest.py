@@ -22,6 +22,7 @@ from app.form import FORMS, Form, Limits
 from app.pace import Pace
 from app.parcel import STREAM
 from app.settings import Settings
+from app.slice import LARGE_BYTES, Pause
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _CANARY_KEY = f"HTTP_{batch.CANARY_HEADER.upper().replace('-', '_')}"
@@ -82,13 +83,15 @@ class Ingest:
             raise Rejected(400, "framing", f"the body ends early or its chunks are malformed: {error}") from error
 
     def _paced_batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
+        if len(sent) <= LARGE_BYTES and "HTTP_CONTENT_ENCODING" not in req.env:
+            return self._batch(req, sent, now_ns)
         pace = Pace(self._large_turn)
         try:
             return self._batch(req, sent, now_ns, pace.pause)
         finally:
             pace.close()
 
-    def _batch(self, req: Request, sent: bytes, now_ns: int, pause: Callable[[], None]) -> batch.Batch:
+    def _batch(self, req: Request, sent: bytes, now_ns: int, pause: Pause = lambda: None) -> batch.Batch:
         form_of_body = _form(req.content_type)
         key = req.env.get("HTTP_IDEMPOTENCY_KEY")
         if key is not None and not _KEY.fullmatch(key):

@@ -17,9 +17,10 @@ import psycopg2
 
 from app.errors import SettingError, StreamUnavailable
 from app.settings import Settings
-from ops import family, secret
+from ops import family, metrics_dir, secret
 from ops.checkup import (
-    disk_check, disk_facts, host_check, host_facts, postgres_check, postgres_facts, redis_check, redis_facts, release,
+    disk_check, disk_facts, host_check, host_facts, metric_check, postgres_check, postgres_facts, redis_check,
+    redis_facts, release,
 )
 from ops.checkup.finding import Finding, away, bad, unknown
 from ops.redis_server import RedisServer
@@ -93,6 +94,9 @@ def _findings(patient: _Patient) -> Iterator[Finding]:
     has_postgres = redis_facts.is_local(patient.database_url or "")
     facts = host_facts.observe(patient.pid)
     yield from host_check.check(facts, patient.settings, has_redis, is_embedded, has_postgres)
+    if patient.pid:
+        state, uid = patient.stack.state, os.stat(f"/proc/{patient.pid}").st_uid
+        yield metric_check.shared(metrics_dir.path(state), family.children(state), uid)
     yield from host_check.exposure({
         "ingest": host_facts.listeners(patient.settings.port) if patient.pid else [patient.settings.bind],
         "admin": host_facts.listeners(patient.settings.admin_port) if patient.pid else [patient.settings.admin_bind],

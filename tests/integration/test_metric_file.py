@@ -13,7 +13,9 @@ from tests.journal import until
 def test_metrics_that_somebody_removes_stop_nobody_and_come_back(stack):
     running = stack(SPILLWAY_WORKERS="2")
     metrics = metrics_dir.path(running.state)
+    assert f"shared in {metrics}" in " ".join(running.spillway("doctor", status=None).stdout.split())
     shutil.rmtree(metrics)
+    assert "no longer in" in " ".join(running.spillway("doctor", status=78).stdout.split())
     master = running.pid("ingest")
     before = children(master)
     os.kill(min(before), signal.SIGKILL)
