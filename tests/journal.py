@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,6 @@ import psycopg2
 import redis
 
 from app import batch, form, stream
-from app.errors import StreamUnavailable
 from app.settings import Settings
 from workers import consumer
 
@@ -77,8 +76,7 @@ def make_consumer(redis_url, database_url, name="consumer-00", **changes):
 def drain(redis_url, database_url, name="consumer-00"):
     """Runs a consumer in this process until the stream is empty."""
     client = redis.Redis.from_url(redis_url)
-    with suppress(StreamUnavailable):  # a full Redis refuses to make a group, also one that there is
-        stream.ensure_group(client)
+    stream.ensure_group(client)
     one = make_consumer(redis_url, database_url, name)
     until(lambda: (one.step(), client.xlen(stream.STREAM) == 0)[1], "the stream to be empty")
 

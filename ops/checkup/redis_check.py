@@ -143,6 +143,11 @@ def memory(facts: RedisFacts, settings: Settings) -> Finding:
         return warn(name, f"maxmemory {size(limit)}; {bounds}", "Redis is full before the bounds are met: writes fail "
                     "(OOM) where they would have gone to the WAL in order",
                     f"SPILLWAY_REDIS_MAX_BYTES={needed * 4 // 3} (yours: maxmemory), or lower the bounds")
+    if settings.dead_letters_max_bytes > settings.stream_max_bytes:
+        return warn(name, f"dead letters up to {size(settings.dead_letters_max_bytes)}, stream and dead letters up to "
+                    f"{size(settings.stream_max_bytes)}", "letters alone can reach the stream's bound: batches then go "
+                    "to the WAL, and stay there until some are replayed or purged",
+                    "SPILLWAY_STREAM_MAX_BYTES above SPILLWAY_DEAD_LETTERS_MAX_BYTES")
     return ok(name, f"maxmemory {size(limit)}, used {size(int(facts.info.get('used_memory', '0')))}; {bounds}")
 
 

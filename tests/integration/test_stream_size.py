@@ -146,7 +146,7 @@ def test_a_large_stream_is_measured_now_and_then_and_read_at_once(client, append
     for _ in range(100):
         assert is_near(size.read(client).stream, truth(client))
         measured.add(client.hget(size.KEY, "stream_at"))
-    assert len(measured) <= 2 + (time.monotonic() - begun_at), "10,000 nodes are looked at once a second"
+    assert len(measured) <= 2 + (time.monotonic() - begun_at) / 2, "10,000 nodes are looked at every 2 s"
 
 
 def upgrade(client):

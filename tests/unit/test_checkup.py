@@ -154,6 +154,7 @@ REDIS_CASES = [
     (redis_check.memory(with_info(total_system_memory=str(GIB // 2)), SETTINGS), "warn", "the machine has"),
     (redis_check.memory(with_info(maxmemory=None), SETTINGS), "unknown", "768 MiB"),
     (redis_check.memory(REDIS, Settings(stream_max_bytes=2 * GIB)), "warn", "SPILLWAY_STREAM_MAX_BYTES"),
+    (redis_check.memory(REDIS, Settings(stream_max_bytes=GIB // 8)), "warn", "stay there"),
     (redis_check.group(redis(has_group=False)), "warn", "XGROUP CREATE"),
     (redis_check.group(redis(has_group=False, has_stream=False)), "ok", "no stream yet"),
     (redis_check.group(redis(has_group=False, has_stream=None)), "unknown", "ACL"),
