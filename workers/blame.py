@@ -144,7 +144,8 @@ def translated(error: Exception, is_loading: bool = True, is_blocked: bool = Fal
     # A cut may be an outage, a limit of the operator's on transactions, or what these rows do to their backend.
     is_unclear = found is Blame.DOUBT or cause is None
     if found is Blame.LOCK or is_unclear and is_blocked:
-        return Locked(name, detail)
+        # Rows of the day whose partition is being made may have to wait for longer than others should.
+        return Locked(name, detail, is_doubtful=is_loading and cause == _CHECK)
     return Unavailable(name, detail, is_doubtful=is_loading and is_unclear)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from app import dead_letter
 from workers.entry import SET_ASIDE, Entry
-from workers.errors import Misconfigured, Poison, Unavailable
+from workers.errors import Locked, Misconfigured, Poison, Unavailable
 from workers.inbox import Inbox
 from workers.load_size import LoadSize
 from workers.loader import Loader
@@ -64,13 +64,13 @@ class Probation:
 
     def refuse(self, entry: Entry, error: Unavailable) -> None:
         """Counts that PostgreSQL refused the entry alone while it took others: sets it aside, or buries it once that
-        was too often. What an operator has to mend is never buried.
+        was too often. What an operator has to mend, or what will be let go, is never buried.
 
         Raises:
             StreamUnavailable: Redis is away; the entry is pending as before.
         """
         refusals = entry.refusals + 1
-        is_mendable = isinstance(error, Misconfigured)
+        is_mendable = isinstance(error, Locked | Misconfigured)
         if not is_mendable and self._outage.may_bury(refusals, self._inbox.dead_letter_bytes):
             self._settlement.bury(entry, dead_letter.REFUSED, Refusal(error.cause, error.detail), refusals)
         else:

@@ -336,17 +336,20 @@ def test_a_guard_of_a_day_that_is_due_no_more_is_dropped_as_soon_as_its_lock_is_
     assert keeper.step() == {} and guards(tables) == set()
 
 
-def test_what_a_guard_refuses_waits_until_the_partition_is_there_and_is_no_dead_letter(client, processes, tables):
+def test_what_a_guard_refuses_waits_alone_until_the_partition_is_there_and_is_no_dead_letter(
+    client, processes, tables
+):
     execute(tables, f"ALTER TABLE log_events_default ADD CONSTRAINT {schema.GUARD}{day(2):%Y%m%d}"
                     f" CHECK (ts < '{day(2)} 00:00Z' OR ts >= '{day(3)} 00:00Z') NOT VALID")
     consumer = processes("workers.consumer", SPILLWAY_SINK_RETRIES="0")
-    early, later = at(journal.make_batch(), 2), journal.make_batch()
-    journal.append(client, early)
+    early, *later = at(journal.make_batch(), 2), *(journal.make_batch() for _ in range(20))
+    journal.append(client, *later[:10], early)
     until(lambda: "23514" in consumer.log.read_text(), "the load to be refused")
-    journal.append(client, later)
+    journal.append(client, *later[10:])
+    until(lambda: all(is_stored(tables, one) for one in later), "the others to be stored meanwhile")
     processes("workers.keeper")
-    until(lambda: client.xlen(stream.STREAM) == 0, "both to be stored")
-    assert journal.stored(tables) == {one.batch_id: journal.messages(one) for one in (early, later)}
+    until(lambda: client.xlen(stream.STREAM) == 0, "all to be stored")
+    assert journal.stored(tables) == {one.batch_id: journal.messages(one) for one in (early, *later)}
     assert client.xlen(stream.DEAD_LETTERS) == 0
     assert {place for place, in rows_of(tables, "SELECT tableoid::regclass::text FROM log_events")} == {
         name(0), name(2),
