@@ -184,6 +184,7 @@ class LossyFiles(Files):
 
     def __init__(self, root):
         self.sync_failures = 0
+        self.failing_read = 0
         self.unlinked = []
         self._kept = root / "inodes"
         self._kept.mkdir(exist_ok=True)
@@ -204,6 +205,13 @@ class LossyFiles(Files):
             self._poisoned.add(inode)
             raise OSError(errno.EIO, "the test's")
         self._synced[inode] = os.pread(fd, os.fstat(fd).st_size, 0)
+
+    def read(self, fd, count, offset):
+        """Fails once: the n-th call from when the test has set that."""
+        self.failing_read -= 1
+        if self.failing_read == 0:
+            raise OSError(errno.EIO, "the test's")
+        return super().read(fd, count, offset)
 
     def sync_directory(self, path):
         """Remembers the entries."""

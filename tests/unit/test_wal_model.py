@@ -53,12 +53,19 @@ class LogMachine(RuleBasedStateMachine):
         die(self.writers[which])
         self.writers[which] = self.open()
 
-    @rule(max_bytes=st.integers(1, 4000))
-    def read(self, max_bytes):
-        """One read of every segment, each record checked."""
+    @rule(max_bytes=st.integers(1, 4000), failing=st.sampled_from([0, 0, 0, 1, 2, 3, 5, 8]))
+    def read(self, max_bytes, failing=0):
+        """One read of every segment, each record checked; with a failing call or without."""
         for path in segments(self.root / "log"):
-            reader = self.readers.get(path) or self.readers.setdefault(path, SegmentReader(path, self.files))
-            payloads = {record.payload for record in reader.read(max_bytes)}
+            self.files.failing_read = failing
+            try:
+                reader = self.readers.get(path) or self.readers.setdefault(path, SegmentReader(path, self.files))
+                payloads = {record.payload for record in reader.read(max_bytes)}
+            except WalFailed:
+                assert failing
+                continue
+            finally:
+                self.files.failing_read = 0
             assert payloads <= self.tried, "a record that nobody wrote"
             assert reader.corrupt_count == 0, "what was confirmed is damaged"
             self.delivered |= payloads
