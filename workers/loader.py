@@ -50,7 +50,7 @@ def parameters(url: str, name: str) -> dict[str, Any]:
 
 
 def begin(url: str, timeout_s: float) -> str:
-    """Returns what begins a load's transaction, with its limits but for those that the URL sets. Raises psycopg2.Error."""
+    """Returns what begins a load's transaction, with limits but for those that the URL sets. Raises psycopg2.Error."""
     own = parse_dsn(url).get("options", "")
     limits = {name: min(int(timeout_s * 1000 / part), _LOCK_TIMEOUT_MS if part > 1 else 1 << 31)
               for name, part in _LIMITS.items() if name not in own}
