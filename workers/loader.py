@@ -38,6 +38,7 @@ _CONNECTION: dict[str, Any] = {
 # from a statement that is slow.
 _LIMITS = {"statement_timeout": 1, "idle_in_transaction_session_timeout": 1, "lock_timeout": 3}
 _LOCK_TIMEOUT_MS = 10_000
+_PID = "SELECT pg_backend_pid()"  # behind a pooler it is another for each transaction, and not what libpq was told
 _NOTHING_HEARD = re.compile("timeout expired|server login has been failing")
 
 
@@ -47,13 +48,11 @@ def parameters(url: str, name: str) -> dict[str, Any]:
 
 
 def begin(url: str, timeout_s: float) -> str:
-    """Returns what begins a load's transaction, with its limits, but for those that the URL sets, and tells the pid of
-    its backend: behind a pooler it is another each time. Raises psycopg2.Error."""
+    """Returns what begins a load's transaction, with limits but for those that the URL sets. Raises psycopg2.Error."""
     own = parse_dsn(url).get("options", "")
     limits = {name: min(int(timeout_s * 1000 / part), _LOCK_TIMEOUT_MS if part > 1 else 1 << 31)
               for name, part in _LIMITS.items() if name not in own}
-    return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {value_ms}" for name, value_ms in limits.items()),
-                      "SELECT pg_backend_pid()"])
+    return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {value_ms}" for name, value_ms in limits.items())])
 
 
 class Outcome(NamedTuple):
@@ -93,6 +92,7 @@ class Loader:
         self._watchdog = Watchdog(timeout_s)
         self._lookout = Lookout(self._parameters, timeout_s)
         self._refusal: Misconfigured | None = None
+        self._is_direct = False
         self._connection: Connection | None = None
 
     def load(
@@ -162,8 +162,8 @@ class Loader:
         with self._translated():
             connection = self._open()
         with self._translated(is_loading=True), self._watchdog.guard(connection), connection.cursor() as cursor:
-            cursor.execute(self._begin)
-            [(pid,)] = cursor.fetchall()
+            cursor.execute(self._begin if self._is_direct else f"{self._begin}; {_PID}")
+            pid = connection.info.backend_pid if self._is_direct else cursor.fetchall()[0][0]
             with self._lookout.over(pid):
                 yield cursor
                 cursor.execute("COMMIT")  # HANDOVER 4, confirm
@@ -218,6 +218,9 @@ class Loader:
             raise
         self._refusal = None
         connection.autocommit = True  # BEGIN is ours.
+        with self._watchdog.guard(connection), connection.cursor() as cursor:
+            cursor.execute(_PID)
+            self._is_direct = cursor.fetchall() == [(connection.info.backend_pid,)]
         return connection
 
 
