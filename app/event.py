@@ -7,6 +7,7 @@ body holds a byte that this needs for itself, `encode_carefully` goes field by f
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import Annotated, Any
 
 import msgspec
@@ -76,7 +77,7 @@ def encode(events: Sequence[Event], prefix: str, received_at: str, max_event_byt
     joined = "\x01".join([
         f"{index}\x00{time}\x00{_level_cells(event.level)}\x00{event.service}\x00{event.host}\x00"
         f"{event.message}\x00{event.trace_id}\x00{event.span_id}\x00{cell}"
-        for index, (event, time, cell) in enumerate(zip(events, times, attributes), start)
+        for index, event, time, cell in zip(count(start), events, times, attributes)
     ]).encode()
     if len(joined) > max_event_bytes and max(map(len, joined.split(b"\x01"))) > max_event_bytes:
         raise Suspect

@@ -174,7 +174,7 @@ def _json_careful(body: bytes, _: Limits) -> Iterable[Any]:
 def _elements(body: bytes) -> Iterator[Any]:
     """Decodes the elements of a large array one by one; what cannot be, as a part of the whole, of which it is told."""
     index = 0
-    with suppress(msgspec.MsgspecError, Rejected):
+    with suppress(msgspec.MsgspecError, RecursionError, Rejected):
         for index, element in enumerate(slice.elements(body)):
             yield value.read(bytes(element), None)
         return

@@ -418,3 +418,8 @@ def test_no_integer_is_made_of_many_digits():
     body = f"[{','.join([sent] * 10)}]".encode()
     with mock.patch.object(event, "encode", side_effect=AssertionError("the quick way makes one")):
         assert make(body).count == 10
+
+
+@pytest.mark.parametrize("body", [b"[" * 600_000, b"[" + b"[" * 300_000 + b"]" * 300_000 + b"]"])
+def test_a_large_array_that_is_nested_without_end_is_refused_as_a_small_one_is(body):
+    assert "deeper than 64" in refusal(body).detail
