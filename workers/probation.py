@@ -69,8 +69,11 @@ class Probation:
         Raises:
             StreamUnavailable: Redis is away; the entry is pending as before.
         """
+        if isinstance(error, Locked):  # That says nothing about the entry, and soon may be over.
+            self._outage.note_refused(entry.batch.batch_id, error, entry.refusals)
+            return self._inbox.set_aside(entry, SET_ASIDE, self._outage.refused_delay(0), entry.refusals or 1)
         refusals = entry.refusals + 1
-        is_mendable = isinstance(error, Locked | Misconfigured)
+        is_mendable = isinstance(error, Misconfigured)
         if not is_mendable and self._outage.may_bury(refusals, self._inbox.dead_letter_bytes):
             self._settlement.bury(entry, dead_letter.REFUSED, Refusal(error.cause, error.detail), refusals)
         else:
