@@ -70,7 +70,8 @@ class Probation:
             StreamUnavailable: Redis is away; the entry is pending as before.
         """
         if isinstance(error, Locked):  # That says nothing about the entry, and soon may be over.
-            self._outage.note_refused(entry.batch.batch_id, error, entry.refusals)
+            if not entry.refusals:
+                self._outage.note_refused(entry.batch.batch_id, error, 1)
             return self._inbox.set_aside(entry, SET_ASIDE, self._outage.refused_delay(0), entry.refusals or 1)
         refusals = entry.refusals + 1
         is_mendable = isinstance(error, Misconfigured)
