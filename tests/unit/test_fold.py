@@ -164,6 +164,7 @@ def test_every_kind_of_file_that_our_metrics_write_to_has_its_room_before(tmp_pa
     assert {path.stem.rpartition("_")[0] for path in tmp_path.glob("*.db")} == set(metric_file.KINDS)
 
 
-def test_where_there_is_no_room_a_process_runs_and_keeps_its_metrics_to_itself(tmp_path):
-    with tmpfs(tmp_path, "128k"), process(tmp_path) as one:
+@pytest.mark.parametrize("files", [2, len(metric_file.KINDS) - 1])
+def test_where_there_is_no_room_a_process_runs_and_keeps_its_metrics_to_itself(tmp_path, files):
+    with tmpfs(tmp_path, f"{files * 64}k"), process(tmp_path) as one:
         assert one.place == "None" and one.poll() is None
