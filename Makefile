@@ -8,6 +8,15 @@ HERE := $(shell pwd | cksum | cut -d' ' -f1)
 MADE := $(VENV)/installed-$(HERE)
 with = $(VENV)/$(1)-$(HERE)
 
+# Not passed over: `make up PYTHON=...` would run with the Python of before.
+ifeq ($(origin PYTHON),command line)
+ifneq ($(wildcard $(MADE)),)
+ifneq ($(shell $(PYTHON) -V),$(shell $(VENV)/bin/python -V))
+$(error $(VENV) is of $(shell $(VENV)/bin/python -V); for another one `make down` and `rm -r $(VENV)` first)
+endif
+endif
+endif
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 

@@ -148,15 +148,17 @@ class Series:
         digits = f"{number | 0b10 << 62 | (chance & (1 << 46) - 1) << 16:032x}"
         self._stem = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:-_DIGITS]}"
         self.count = 0
+        self._last = ""
 
     def next_id(self) -> str:
         """Returns the next id."""
         self.count += 1
-        return f"{self._stem}{self.count:04x}"
+        self._last = f"{self._stem}{self.count:04x}"
+        return self._last
 
-    def gave(self, batch_id: str) -> bool:
-        """Tells whether an id is one of its own."""
-        return batch_id.startswith(self._stem)
+    def gave_last(self, batch_id: str) -> bool:
+        """Tells whether an id is its own, and the last that it gave."""
+        return batch_id == self._last
 
 
 def new_id() -> str:

@@ -85,7 +85,7 @@ class Ingest:
     def _paced_batch(self, req: Request, sent: bytes, now_ns: int) -> batch.Batch:
         if len(sent) <= LARGE_BYTES and "HTTP_CONTENT_ENCODING" not in req.env:
             return self._batch(req, sent, now_ns)
-        pace = Pace(self._large_turn)
+        pace = Pace(self._large_turn, self._settings.body_timeout_s)
         try:
             return self._batch(req, sent, now_ns, pace.pause)
         finally:

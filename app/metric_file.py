@@ -17,7 +17,7 @@ from app import log
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-_KINDS = ("counter", "histogram", "gauge_max", "gauge_mostrecent")
+KINDS = ("counter", "histogram", "gauge_max", "gauge_mostrecent", "gauge_livemax")  # all that our metrics are of
 _LIFE = "counter"  # the kind whose file a living process holds locked
 _FILE_BYTES = 1 << 16  # of a new file of prometheus_client, which no process of ours outgrows
 _MANIFEST = "folded.json"
@@ -46,7 +46,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(directory):
             settle(directory)  # A process that had our number may be in there.
-            for kind in _KINDS:
+            for kind in KINDS:
                 descriptor = os.open(directory / f"{kind}_{os.getpid()}.db", os.O_RDWR | os.O_CREAT, 0o600)
                 os.posix_fallocate(descriptor, 0, _FILE_BYTES)
                 if kind == _LIFE:

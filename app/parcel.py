@@ -40,12 +40,13 @@ class Parcel:
         self._series = series
 
     def takes(self, batch: Batch) -> bool:
-        """Tells whether the batch may be added: one of the series' ids, and small enough.
+        """Tells whether the batch may be added: under the id that its series gave last, and small enough.
 
-        The audit adds up by minutes, of which a parcel is in one; and it tells our own events from others'.
+        Of a body that was read in slices later ids may be in already, and `parts` are in the order of the ids. The
+        audit adds up by minutes, of which a parcel is in one; and it tells our own events from others'.
         """
         return (
-            self._series is not None and self._series.gave(batch.batch_id)
+            self._series is not None and self._series.gave_last(batch.batch_id)
             and (not self.tickets or self._count + batch.count <= _MAX_EVENTS
                  and self.size + len(batch.payload) <= _MAX_BYTES and batch.received_at[:16] == self._minute)
             and not is_canary(batch)

@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_bin: Annotated[
         str, _doc("Directory of the embedded PostgreSQL's programs; unset: the newest that can open the cluster.")
     ] = ""
-    redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: 503.")] = 1024 * MIB
+    redis_max_bytes: Annotated[Bytes, _doc("`maxmemory` of the embedded Redis; full: the WAL takes over.")] = 1024 * MIB
     workers: Annotated[int, Meta(ge=1, le=256), _doc("Gunicorn workers of ingest.")] = 2
     worker_class: Annotated[
         Literal["spillway", "gevent"],

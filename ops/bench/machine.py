@@ -44,7 +44,7 @@ def describe(settings: Settings, facts: Facts, sync: Sync, load: float) -> dict[
             "fdatasync_p50_us": round(sync.p50_s * 1e6, 1), "fdatasync_p99_us": round(sync.p99_s * 1e6, 1),
             "load_average_before": round(load, 2), "autogroup": host_facts.is_autogrouped(None),
         },
-        "versions": {"python": platform.python_version(), "gunicorn": version("gunicorn"), **_servers(facts)},
+        "versions": {"python": platform.python_version(), "gunicorn": version("gunicorn"), **servers(facts)},
         "settings": {name: getattr(settings, name) for name in _SETTINGS if hasattr(settings, name)},
     }
 
@@ -58,12 +58,14 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _servers(facts: Facts) -> dict[str, str]:
+def servers(facts: Facts) -> dict[str, str]:
+    """Returns the servers' versions by name. Valkey tells one of the Redis that it is compatible with, too."""
     with redis.Redis.from_url(facts.redis_url) as client:
-        redis_version = str(client.info("server")["redis_version"])
+        info = client.info("server")
+    name = "valkey" if "valkey_version" in info else "redis"
     connection = psycopg2.connect(facts.database_url)
     try:
         number = connection.server_version
     finally:
         connection.close()
-    return {"redis": redis_version, "postgresql": f"{number // 10_000}.{number % 10_000}"}
+    return {name: str(info[f"{name}_version"]), "postgresql": f"{number // 10_000}.{number % 10_000}"}

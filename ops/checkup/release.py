@@ -24,7 +24,7 @@ _HOLES: tuple[tuple[str, str, dict[str, dict[tuple[int, int], int]]], ...] = (
     ("GHSA-fq2f-crmw-q97r", "who reaches the port can corrupt the state of scripts", {"Valkey": {(9, 1): 2}}),
 )
 _OLDEST_POSTGRES = 14
-# Of each major that the service is for, the newest minor that is known here: November 2026, 16 and 18 August 2026.
+# Of each major that the service is for, the newest minor known here: of 15 and 17 November 2026, of 16 and 18 August.
 _POSTGRES_MINORS = {15: 20, 16: 15, 17: 12, 18: 6}
 # First and last release with the fault. Source: pgbouncer's NEWS.md, 1.22.1 (#1025), and #1471, merged after 1.25.2.
 _POOLER_LEAK = ((1, 21, 0), (1, 22, 0))

@@ -24,7 +24,7 @@ seconds = Histogram("seconds", "", buckets=(1, 10))
 seconds.observe(0.5), seconds.observe(5)
 Gauge("last", "", multiprocess_mode="max").set({count})
 Gauge("latest", "", multiprocess_mode="mostrecent").set({count})
-Gauge("living", "", multiprocess_mode="livesum").set(1)
+Gauge("living", "", multiprocess_mode="livemax").set(1)
 print(os.environ.get("PROMETHEUS_MULTIPROC_DIR"), flush=True)
 input()
 """
@@ -157,6 +157,14 @@ def test_a_directory_that_is_gone_ends_neither_a_scrape_nor_who_counts_nor_who_s
             assert scrape(directory) == expected(2, living=1)
 
 
-def test_where_there_is_no_room_a_process_runs_and_keeps_its_metrics_to_itself(tmp_path):
-    with tmpfs(tmp_path, "128k"), process(tmp_path) as one:
+def test_every_kind_of_file_that_our_metrics_write_to_has_its_room_before(tmp_path):
+    environ = {**os.environ, metric_file.VARIABLE: str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "from app import metric; from ops import metric; from workers import metric"],
+                   cwd=ROOT, env=environ, check=True)
+    assert {path.stem.rpartition("_")[0] for path in tmp_path.glob("*.db")} == set(metric_file.KINDS)
+
+
+@pytest.mark.parametrize("files", [2, len(metric_file.KINDS) - 1])
+def test_where_there_is_no_room_a_process_runs_and_keeps_its_metrics_to_itself(tmp_path, files):
+    with tmpfs(tmp_path, f"{files * 64}k"), process(tmp_path) as one:
         assert one.place == "None" and one.poll() is None

@@ -94,6 +94,17 @@ def test_an_id_that_was_given_in_vain_is_nobodys():
     assert list(map(list, places)) == [[0], [], [1]]
 
 
+def test_an_id_whose_request_comes_after_those_of_later_ids_is_stored_alone_and_the_others_keep_their_places():
+    queue = Queue()
+    first, slow_id, last = put(queue, count=1), queue.next_id(), put(queue, count=2)
+    slow = Ticket(Batch(slow_id, 3, KEYLESS, MINUTE, b"row\n" * 3), 0)
+    queue.put(slow)
+    (one, shared), (alone, _) = taken(queue)
+    assert (shared, alone) == ([first, last], slow.batch)
+    places = [batch.places_of_part(ticket.batch.batch_id, one.parts) for ticket in (first, slow, last)]
+    assert list(map(list, places)) == [[0], [], [1, 2]]
+
+
 def test_an_id_of_before_the_group_was_taken_is_stored_alone_under_itself():
     queue = Queue()
     put(queue)
