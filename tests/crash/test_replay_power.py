@@ -115,6 +115,17 @@ def test_where_nothing_else_can_confirm_the_wal_stays_until_the_stream_has_let_g
         assert [entry for entry, _ in client.xrange(stream.STREAM)] == [sent]
 
 
+def test_what_lay_in_the_stream_before_and_stays_there_keeps_no_segment(tmp_path):
+    with weak_redis("redis 7.0", tmp_path, appendonly="no") as (server, client):
+        held, = journal.append(client, journal.make_batch("set aside, and held"))
+        with host(tmp_path, server.url) as running:
+            journal.until(lambda: "wal_kept" in running.log, "the batches to be shipped")
+            assert not running.is_drained
+            client.xdel(stream.STREAM, *(entry for entry, _ in client.xrange(stream.STREAM, min=b"(" + held)))
+            journal.until(lambda: running.is_drained, "the WAL to be drained")
+        assert [entry for entry, _ in client.xrange(stream.STREAM)] == [held]
+
+
 def test_a_level_that_changes_while_the_replayer_is_connected_is_seen_before_the_release(tmp_path):
     with weak_redis("redis 7.0", tmp_path, appendonly="yes", appendfsync="always") as (server, client):
         with host(tmp_path, server.url) as running:
