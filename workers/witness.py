@@ -146,7 +146,11 @@ class Witness:
         except redis.ResponseError:  # without an AOF, or where it is not allowed
             self.waits_for = "load"
             return []
-        return self._marked if local else []
+        if not local:
+            return []
+        # One that cannot be released may be asked for again and again: the others get a mark of their own.
+        found, self._marked = self._marked, []
+        return found
 
     def _loaded(self, client: redis.Redis, shipments: list[Shipment]) -> list[Shipment]:
         if not all(one.last_id for one in shipments):
