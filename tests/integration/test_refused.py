@@ -74,6 +74,18 @@ def test_what_is_not_to_be_buried_is_held_alone_and_named_until_it_is_mended(
     assert letters(client) == [] and process.log.read_text().count("batch_held") == 1
 
 
+def test_however_much_is_set_aside_it_is_stored_once_that_is_mended(client, consumer, redis_url, database_url):
+    make_tables(redis_url, database_url)
+    add_trigger(database_url, HARMS["raises"][0])
+    bad = [journal.make_batch("bad") for _ in range(100)]
+    journal.append(client, *bad)
+    consumer(**QUICK, SPILLWAY_SINK_POLICY="hold")
+    until(lambda: len(set_aside(client)) >= 99, "them to be set aside")
+    execute(database_url, "DROP TRIGGER harm ON log_events")
+    until(lambda: is_drained(client), "them to be stored")
+    check_stored_once(database_url, bad, "bad")
+
+
 def test_what_is_refused_alone_is_counted_on_by_whoever_takes_over(client, consumer, redis_url, database_url):
     make_tables(redis_url, database_url)
     add_trigger(database_url, HARMS["raises"][0])
