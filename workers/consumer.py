@@ -61,6 +61,7 @@ class Consumer:
         self._size = LoadSize(MAX_ENTRIES)
         self._probation = Probation(inbox, loader, outage, self._settlement, self._size)
         self._held: list[Entry] = []
+        self._is_adrift = False  # what is in hand is in no stream, or nobody's there
         self._load_count = 0
         self._doubted: dict[bytes, int] = {}  # what failed alone, after so many loads
         self._strange_formats: set[int] = set()
@@ -100,14 +101,14 @@ class Consumer:
 
     def _gather(self) -> None:
         """Fills the hand: with what is in it from a failed round and still its own, and with more."""
-        if self._held:
+        if self._held and not self._is_adrift:
             try:
                 self._held = self._inbox.keep(self._held)
                 self._held += self._known(self._inbox.read_more(self._held))
             except StreamLost:
                 return  # What is in hand may be all that is left of the stream: it is loaded first.
         if not self._held:
-            self._held = self._known(self._inbox.read())
+            self._held, self._is_adrift = self._known(self._inbox.read()), False
 
     def _known(self, entries: list[Entry]) -> list[Entry]:
         """Returns the entries of our format; the others are left to consumers that know theirs."""
@@ -204,6 +205,7 @@ class Consumer:
         except StreamUnavailable:
             pass  # The next round meets it again, and waits.
         self._inbox.rewind()
+        self._is_adrift = True
 
 
 def make(settings: Settings, redis_url: str, database_url: str) -> Consumer:

@@ -74,11 +74,13 @@ class Inbox:
             StreamUnavailable: Redis is away or refuses.
             StreamLost: The group is gone.
         """
-        if self._start == _NEW and self._monotonic() >= self._look_back_at:
-            take_over(self._run, self._claim_idle_ms, MAX_ENTRIES, _AT_A_TIME)
-            self.rewind()
         try:
-            return self._entries(self._old() or self._found(_NEW, self._max_bytes, MAX_ENTRIES) or self._waited())
+            found = self._old()
+            if not found and self._monotonic() >= self._look_back_at:
+                take_over(self._run, self._claim_idle_ms, MAX_ENTRIES, _AT_A_TIME)
+                self.rewind()
+                found = self._old()
+            return self._entries(found or self._found(_NEW, self._max_bytes, MAX_ENTRIES) or self._waited())
         except BaseException:
             self.rewind()  # It may have been delivered all the same.
             raise
@@ -126,9 +128,10 @@ class Inbox:
         idle_ms = max(0, self._claim_idle_ms - int(delay_s * 1000))
         self._run(script.SET_ASIDE, name, idle_ms, refusals * REFUSED or 1, entry.entry_id)
 
-    def look_back_in(self, delay_s: float) -> None:
-        """Looks back no sooner than that."""
-        self._look_back_at = max(self._look_back_at, self._monotonic() + delay_s)
+    def look_back_in(self, delay_s: float, is_rid: bool) -> None:
+        """Looks back, for what else is set aside, after that, but no sooner than usual if it `is_rid` of nothing."""
+        look_back_at = self._monotonic() + delay_s
+        self._look_back_at = look_back_at if is_rid else max(self._look_back_at, look_back_at)
 
     def ack(self, done: Sequence[tuple[Entry, str]]) -> None:
         """Releases entries that are still its own: acknowledged, deleted and counted, each with its part or not at all.
@@ -196,9 +199,10 @@ class Inbox:
 
     def _waited(self) -> "list[tuple[bytes, list[bytes] | None, int]]":
         """Blocks for one entry; more that came meanwhile are left to the next read."""
+        block_ms = max(1, min(_BLOCK_MS, int((self._look_back_at - self._monotonic()) * 1000)))
         with stream.translated():
             reply: Any = self._client.execute_command(
-                "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", _BLOCK_MS,
+                "XREADGROUP", "GROUP", stream.GROUP, self._consumer, "COUNT", 1, "BLOCK", block_ms,
                 "STREAMS", stream.STREAM, _NEW,
             )
         return [(entry_id, [part for pair in fields.items() for part in pair], 1)

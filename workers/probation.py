@@ -92,22 +92,25 @@ class Probation:
         """
         began_at = time.monotonic()
         try:
-            self._judge(entry, take)
+            is_rid = self._judge(entry, take)
         except Unavailable:
             if entry.refusals:
                 self._set_aside(entry, entry.refusals)
             raise
-        self._inbox.look_back_in(_REST * (time.monotonic() - began_at))
+        self._inbox.look_back_in(_REST * (time.monotonic() - began_at), is_rid)
 
-    def _judge(self, entry: Entry, take: Callable[[Sequence[Entry]], None]) -> None:
+    def _judge(self, entry: Entry, take: Callable[[Sequence[Entry]], None]) -> bool:
+        """Tells whether it is stored, and others may be that were refused for the same."""
         is_taking = self.is_taking(entry)
         is_taking = self._size.has_taken(len(entry.batch.payload)) or is_taking
         if is_taking and entry.deaths_alone >= _MAX_DEATHS_ALONE:
             detail = f"{entry.deaths_alone} consumers ended without a word while they loaded it alone"
-            return self._settlement.bury(entry, dead_letter.KILLS, Refusal("", detail))
+            self._settlement.bury(entry, dead_letter.KILLS, Refusal("", detail))
+            return False
         self._inbox.note_alone(entry)
         try:
             take([entry])
+            return True
         except Unavailable as error:
             if not error.is_doubtful or not (is_taking or entry.refusals):
                 raise
@@ -115,6 +118,7 @@ class Probation:
                 self.refuse(entry, error)
             else:
                 self._set_aside(entry, entry.refusals)
+            return False
 
     def _set_aside(self, entry: Entry, refusals: int) -> None:
         self._inbox.set_aside(entry, SET_ASIDE, self._outage.refused_delay(refusals), refusals)

@@ -123,6 +123,8 @@ class Replayer:
         batches = self._unsent
         if not all(map(is_canary, batches)):
             self._note_started()
+        if not self._source.shipment.servers:
+            self._witness.begin(self._source.shipment)
         outcomes = self._appender.append(batches)  # HANDOVER 3, copy and confirm
         self._source.shipment.servers.add(self._appender.server)
         refused = [outcome for outcome in outcomes if outcome]

@@ -142,8 +142,8 @@ bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 """
 
 # Arguments: from how many ms of idleness on, the id to begin at, how many entries to look at; the name of what is set
-# aside, of which one is taken at a time; the prefix of names that keep what is of a format, and which of them may be
-# taken; how many of what is set aside were taken just before.
+# aside, of which one is taken at a time, that which has waited longest; the prefix of names that keep what is of a
+# format, and which of them may be taken; how many of what is set aside were taken just before.
 # Takes over those that their consumers have not touched for so long; behind the last one, removes consumers that have
 # not been seen for so long and have none. Deliveries stay what they were. Returns rows of an entry taken over (id, from
 # whom), the number of entries that were deleted while they were pending, the names removed, and the id to go on after,
@@ -151,13 +151,14 @@ bury({unpack(ARGV, 3)}, {}, 'buried_lone')
 # A name that may not be removed stays: nothing is lost by it. A full 6.2 refuses to, unless the script has written.
 TAKE_OVER = _KEYS + """
 local idle_ms, most, aside, prefix, known = ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
-local taken, lost, removed, has_one_aside = {}, 0, {}, ARGV[9] ~= '0'
+local taken, lost, removed, next_aside = {}, 0, {}, {nil, nil, -1}
 local function is_strange(name) return string.sub(name, 1, #prefix) == prefix and name ~= known end
 local rows = redis.call('XPENDING', stream, group, 'IDLE', idle_ms, ARGV[4], '+', most)
 for _, row in ipairs(rows) do
-  local is_aside = row[2] == aside
-  if row[2] ~= me and not is_strange(row[2]) and not (is_aside and has_one_aside) then
-    has_one_aside = has_one_aside or is_aside
+  if row[2] == aside and ARGV[9] == '0' and row[3] > next_aside[3] then next_aside = row end
+end
+for _, row in ipairs(rows) do
+  if row[2] ~= me and not is_strange(row[2]) and (row[2] ~= aside or row == next_aside) then
     local claimed = redis.call('XCLAIM', stream, group, me, idle_ms, row[1], 'RETRYCOUNT', row[4], 'JUSTID')
     if #claimed > 0 then
       taken[#taken + 1] = {row[1], row[2]}

@@ -41,7 +41,7 @@ def take_over(run: Callable[..., Any], idle_ms: int, most: int, at_a_time: int) 
         for name in removed:
             logger.info(log.line("consumer_removed", name=name.decode(), why="idle and without entries"))
         if not last:
-            metric.set_aside_entries.set(aside_count)
+            metric.set_aside_entries.set(aside_count + victims[_ASIDE])
             metric.strange_entries.set(strange_count)
     del victims[_ASIDE]
     for victim, claimed in victims.items():

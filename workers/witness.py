@@ -2,15 +2,18 @@
 
 It asks Redis anew before each release, as its configuration changes while it runs. `appendfsync always`: at once. Else
 where WAITAOF tells the truth: once what was shipped is synced. Else: once the stream has let go of it, which is stored
-in PostgreSQL then, or a dead letter. A Redis that was started anew in between may have lost it: it is shipped again.
+in PostgreSQL then, or a dead letter; what was there before it, and may be set aside for long, keeps nothing. A Redis
+that was started anew in between may have lost it: it is shipped again.
 
 Source: https://github.com/redis/redis/pull/13793: WAITAOF confirmed under `everysec` what was not synced. Mended in
 Redis 8.0; Valkey 9.1.2 still does it.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from redis.utils import str_if_bytes
@@ -20,17 +23,29 @@ from app import stream
 _POLL_S = 1.0
 _HONEST = (8, 0)
 
+# Keys: the stream. Arguments: two ids in turn. Returns 1 where an entry is after the one and up to the other, else 0.
+_LEFT = """
+local left = {}
+for i = 1, #ARGV, 2 do
+  left[#left + 1] = #redis.call('XRANGE', KEYS[1], '(' .. ARGV[i], ARGV[i + 1], 'COUNT', 1)
+end
+return left
+"""
+
 
 @dataclass(eq=False)
 class Shipment:
     """What a segment's records became.
 
     Attributes:
-        servers: The run ids of those that confirmed them: one, unless Redis was started anew meanwhile.
+        servers: The run ids of those that it was begun on and that confirmed them: one, unless Redis was started anew
+            meanwhile.
+        first_id: An id in the stream that all of its entries are behind.
         last_id: An id in the stream that none of its entries is behind; empty: not asked for yet.
     """
 
     servers: set[str] = field(default_factory=set)
+    first_id: str = "0-0"
     last_id: str = ""
 
 
@@ -62,6 +77,16 @@ class Witness:
         self._marked: list[Shipment] = []  # those before the write that WAITAOF is asked about
         self._poll_at = 0.0
 
+    def begin(self, shipment: Shipment) -> None:
+        """Notes where in the stream its entries begin, before the first is appended.
+
+        Raises:
+            StreamUnavailable: Redis is away.
+        """
+        with self._connected() as client:
+            shipment.first_id = _last_id(client)
+        shipment.servers.add(self._server)
+
     def confirmed(self, shipments: Sequence[Shipment]) -> list[Shipment]:
         """Returns those that a power cut, of any machine, does not lose now.
 
@@ -70,24 +95,25 @@ class Witness:
         """
         if self.waits_for != "nothing" and self._clock() < self._poll_at:
             return []
-        try:
-            with stream.translated():
-                client = self._connected()
-                return self._ask(client, [one for one in shipments if not self.has_lost(one)])
-        except BaseException:
-            self._close()
-            raise
+        with self._connected() as client:
+            return self._ask(client, [one for one in shipments if not self.has_lost(one)])
 
     def has_lost(self, shipment: Shipment) -> bool:
         """Tells whether Redis was started anew since, as far as the last call of `confirmed` saw."""
         return shipment.servers != {self._server}
 
-    def _connected(self) -> redis.Redis:
-        if self._client is None:
-            self._client = redis.Redis(connection_pool=self._pool, single_connection_client=True)
-            info = _server_info(self._client)
-            self._server, self._is_honest = info.get("run_id", ""), _is_honest(info)
-        return self._client
+    @contextmanager
+    def _connected(self) -> Iterator[redis.Redis]:
+        try:
+            with stream.translated():
+                if self._client is None:
+                    self._client = redis.Redis(connection_pool=self._pool, single_connection_client=True)
+                    info = _server_info(self._client)
+                    self._server, self._is_honest = info.get("run_id", ""), _is_honest(info)
+                yield self._client
+        except BaseException:
+            self._close()
+            raise
 
     def _close(self) -> None:
         if self._client is not None:
@@ -120,16 +146,20 @@ class Witness:
         except redis.ResponseError:  # without an AOF, or where it is not allowed
             self.waits_for = "load"
             return []
-        return self._marked if local else []
+        if not local:
+            return []
+        # One that cannot be released may be asked for again and again: the others get a mark of their own.
+        found, self._marked = self._marked, []
+        return found
 
     def _loaded(self, client: redis.Redis, shipments: list[Shipment]) -> list[Shipment]:
         if not all(one.last_id for one in shipments):
             last_id = _last_id(client)
             for one in shipments:
                 one.last_id = one.last_id or last_id
-        first = client.xrange(stream.STREAM, count=1)
-        oldest = _order(str(str_if_bytes(first[0][0] or b""))) if first else None
-        return [one for one in shipments if oldest is None or _order(one.last_id) < oldest]
+        ids = [entry_id for one in shipments for entry_id in (one.first_id, one.last_id)]
+        left: Any = client.eval(_LEFT, 1, stream.STREAM, *ids)
+        return [one for one, count in zip(shipments, left, strict=True) if not count]
 
 
 def _server_info(client: redis.Redis) -> dict[str, str]:
@@ -163,7 +193,3 @@ def _last_id(client: redis.Redis) -> str:
         if "no such key" not in str(error):
             raise
         return "0-0"  # Somebody has deleted the stream.
-
-
-def _order(entry_id: str) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split("-")))

@@ -11,6 +11,7 @@ from tests import journal
 from tests.machine import Ext4, injected
 from tests.weak_redis import weak_redis
 from wal.writer import Writer
+from workers.witness import Shipment, Witness
 
 COUNT = 20
 WEAK = [("redis 7.0", "everysec"), ("redis 7.0", "no"), ("valkey 9.1", "everysec"), ("redis 8.2", "everysec"),
@@ -113,6 +114,26 @@ def test_where_nothing_else_can_confirm_the_wal_stays_until_the_stream_has_let_g
         client.xdel(stream.STREAM, first[0])
         journal.until(lambda: running.is_drained, "the WAL to be drained")
         assert [entry for entry, _ in client.xrange(stream.STREAM)] == [sent]
+
+
+def test_what_lay_in_the_stream_before_and_stays_there_keeps_no_segment(tmp_path):
+    with weak_redis("redis 7.0", tmp_path, appendonly="no") as (server, client):
+        held, = journal.append(client, journal.make_batch("set aside, and held"))
+        with host(tmp_path, server.url) as running:
+            journal.until(lambda: "wal_kept" in running.log, "the batches to be shipped")
+            assert not running.is_drained
+            client.xdel(stream.STREAM, *(entry for entry, _ in client.xrange(stream.STREAM, min=b"(" + held)))
+            journal.until(lambda: running.is_drained, "the WAL to be drained")
+        assert [entry for entry, _ in client.xrange(stream.STREAM)] == [held]
+
+
+def test_a_segment_that_is_confirmed_and_cannot_be_released_keeps_no_other(tmp_path):
+    with weak_redis("redis 8.2", tmp_path, appendonly="yes", appendfsync="everysec") as (server, client):
+        journal.append(client, journal.make_batch())
+        witness = Witness(server.url, 5, poll_s=0)
+        first, second = (Shipment({client.info("server")["run_id"]}) for _ in range(2))
+        journal.until(lambda: first in witness.confirmed([first]), "the first to be synced")
+        journal.until(lambda: second in witness.confirmed([first, second]), "the second to be synced")
 
 
 def test_a_level_that_changes_while_the_replayer_is_connected_is_seen_before_the_release(tmp_path):

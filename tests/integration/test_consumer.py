@@ -263,7 +263,7 @@ def test_a_consumer_that_knows_a_newer_format_takes_over_what_waits_for_it(
     old.step()
     client.xreadgroup(stream.GROUP, "gone", {stream.STREAM: ">"})
     journal.until(lambda: (old.step(), len(journal.stored(database_url)) == 1)[1], "what is behind them to be stored")
-    for module in ("workers.consumer", "workers.inbox", "workers.loader"):
+    for module in ("workers.consumer", "workers.takeover", "workers.loader"):
         monkeypatch.setattr(f"{module}.FORMAT", batch.FORMAT + 1)
     young = journal.make_consumer(redis_url, database_url, "young", claim_idle_s=2, sink_timeout_s=1)
     journal.until(lambda: (young.step(), client.xlen(stream.STREAM) == 0)[1], "it to take them over")

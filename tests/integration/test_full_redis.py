@@ -11,7 +11,8 @@ from app.dead_letter import Death
 from app.letterbox import Letterbox
 from tests import journal, versions
 from tests.letter import letters
-from workers.inbox import Inbox
+from workers.inbox import MAX_ENTRIES, Inbox
+from workers.takeover import take_over
 
 DEATH = Death(dead_letter.SINK, "detail", "", 1, "", "", "consumer-00")
 
@@ -127,7 +128,7 @@ def test_entries_that_a_consumer_left_are_all_taken_over_at_once_with_the_delive
     client.xclaim(stream.STREAM, stream.GROUP, "gone", 0, marked, retrycount=2, justid=True)
     wait_idle(client)
     client.config_resetstat()
-    make_inbox(client, "heir")._take_over()
+    take_over(make_inbox(client, "heir")._run, 1, MAX_ENTRIES, 500)
     calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
     assert calls > 8, "one call takes no more than 500: Redis serves nobody else meanwhile"
     rows = client.xpending_range(stream.STREAM, stream.GROUP, "-", "+", 6000)
@@ -143,5 +144,5 @@ def test_a_takeover_ends_where_a_consumer_has_enough(client):
     client.xreadgroup(stream.GROUP, "gone", {stream.STREAM: ">"})
     wait_idle(client)
     for left in (500, 0):
-        make_inbox(client)._take_over()
+        take_over(make_inbox(client)._run, 1, MAX_ENTRIES, 500)
         assert len(client.xpending_range(stream.STREAM, stream.GROUP, "-", "+", 6000, "gone")) == left

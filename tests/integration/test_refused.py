@@ -1,6 +1,8 @@
 """Batches that PostgreSQL fails on while it takes others, without an SQLSTATE that blames the data: real consumers find
 them by ever smaller loads, load their neighbours, and bury them alone, or hold them."""
 
+import threading
+
 import pytest
 
 from app import dead_letter, stream
@@ -9,6 +11,7 @@ from tests.conftest import execute
 from tests.journal import until
 from tests.sink import add_trigger, check_stored_once, is_drained, letters, make_tables
 from workers.entry import SET_ASIDE
+from workers.errors import Unavailable
 
 QUICK = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "2", "SPILLWAY_SINK_RETRIES": "2"}
 
@@ -72,6 +75,40 @@ def test_what_is_not_to_be_buried_is_held_alone_and_named_until_it_is_mended(
     stored = journal.stored(database_url)
     assert stored.pop(bad.batch_id) == journal.messages(bad, "bad") and len(stored) == 10
     assert letters(client) == [] and process.log.read_text().count("batch_held") == 1
+
+
+def test_however_much_is_set_aside_it_is_stored_once_that_is_mended(client, consumer, redis_url, database_url):
+    make_tables(redis_url, database_url)
+    add_trigger(database_url, HARMS["raises"][0])
+    bad = [journal.make_batch("bad") for _ in range(100)]
+    journal.append(client, *bad)
+    consumer(**QUICK, SPILLWAY_SINK_POLICY="hold")
+    until(lambda: len(set_aside(client)) >= 99, "them to be set aside")
+    execute(database_url, "DROP TRIGGER harm ON log_events")
+    until(lambda: is_drained(client), "them to be stored")
+    check_stored_once(database_url, bad, "bad")
+
+
+def test_what_is_in_hand_when_the_stream_is_lost_is_stored_also_where_loads_are_small(
+    client, redis_url, database_url
+):
+    make_tables(redis_url, database_url)
+    add_trigger(database_url, HARMS["raises"][0])
+    batches = [journal.make_batch("bad") for _ in range(8)]
+    journal.append(client, *batches)
+    one, stop = journal.make_consumer(redis_url, database_url), threading.Event()
+    with pytest.raises(Unavailable):
+        one.step()
+    execute(database_url, "DROP TRIGGER harm ON log_events")
+    client.flushall()
+    thread = threading.Thread(target=one.run, args=[stop])
+    thread.start()
+    try:
+        until(lambda: len(journal.stored(database_url)) == 8, "all of it to be stored")
+    finally:
+        stop.set()
+        thread.join()
+    check_stored_once(database_url, batches, "bad")
 
 
 def test_what_is_refused_alone_is_counted_on_by_whoever_takes_over(client, consumer, redis_url, database_url):

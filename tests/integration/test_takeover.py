@@ -1,17 +1,20 @@
 """Consumers that are killed, stopped or gone: others take over what they had, and nobody touches what it has lost."""
 
+import itertools
 import os
 import signal
 from contextlib import closing
 
 import psycopg2
 import pytest
+from prometheus_client import REGISTRY
 
 from app import count, dead_letter, stream
 from app.dead_letter import Death
 from tests import journal
 from tests.conftest import execute
 from tests.journal import until
+from workers.entry import REFUSED, SET_ASIDE
 from workers.inbox import Inbox
 
 IDLE = {"SPILLWAY_SINK_TIMEOUT_S": "1", "SPILLWAY_CLAIM_IDLE_S": "2"}
@@ -159,6 +162,30 @@ def test_names_of_consumers_that_have_entries_or_are_at_work_stay(client):
     inbox.read()
     names = {one["name"] for one in client.xinfo_consumers(stream.STREAM, stream.GROUP)}
     assert names >= {b"has entries", b"gone"}
+
+
+def test_of_what_is_set_aside_that_is_taken_which_has_waited_longest(client):
+    ids = journal.append(client, *(journal.make_batch() for _ in range(3)))
+    client.xreadgroup(stream.GROUP, "gone", {stream.STREAM: ">"})
+    for entry_id, idle_s in zip(ids, (61, 65, 63), strict=True):
+        client.xclaim(stream.STREAM, stream.GROUP, SET_ASIDE, 0, [entry_id], idle=idle_s * 1000, retrycount=REFUSED,
+                      justid=True)
+    clock = itertools.count(0, 10)
+    inbox = Inbox(client, "heir", 1 << 20, monotonic=lambda: next(clock))
+    taken = []
+    for _ in ids:
+        taken += [entry.entry_id for entry in until(inbox.read, "one")]
+        client.xack(stream.STREAM, stream.GROUP, taken[-1])
+    assert taken == [ids[1], ids[2], ids[0]]
+
+
+def test_what_is_set_aside_is_counted_also_while_it_is_tried(client):
+    ids = journal.append(client, *(journal.make_batch() for _ in range(3)))
+    client.xreadgroup(stream.GROUP, "gone", {stream.STREAM: ">"})
+    client.xclaim(stream.STREAM, stream.GROUP, SET_ASIDE, 0, ids, idle=61_000, retrycount=REFUSED, justid=True)
+    clock = itertools.count(0, 10)
+    assert len(until(Inbox(client, "heir", 1 << 20, monotonic=lambda: next(clock)).read, "one")) == 1
+    assert REGISTRY.get_sample_value("ingest_set_aside_entries") == 3
 
 
 def test_deliveries_count_deaths_and_not_the_rounds_of_a_consumer_that_lives(client, redis_url, database_url):
