@@ -159,13 +159,13 @@ class Consumer:
         if len(part) > 1:
             raise error
         has_others = self._load_count > self._doubted.get(entry.entry_id, self._load_count)
-        if has_others or self._probation.is_to_blame(entry, error):
-            self._doubted.pop(entry.entry_id, None)
-            self._held = self._held[1:]
-            return self._probation.refuse(entry, error)
-        # Another one is tried next: if that is taken, and this one fails again, this one is to blame.
+        # Another one is tried next, also where PostgreSQL went down with this one: if that is taken, and this one fails
+        # again, this one is to blame.
         self._doubted[entry.entry_id] = self._load_count
         self._held = [*self._held[1:], entry]
+        if has_others or self._probation.is_to_blame(entry, error):
+            del self._doubted[entry.entry_id], self._held[-1]
+            return self._probation.refuse(entry, error)
         raise error.settled() from error
 
     def _take(self, entries: Sequence[Entry]) -> None:

@@ -181,3 +181,29 @@ def test_a_load_too_large_for_the_time_limit_is_loaded_in_smaller_parts(
     until(lambda: is_drained(client), "all to be stored")
     check_stored_once(database_url, batches)
     assert letters(client) == []
+
+
+def test_what_postgresql_goes_down_with_takes_no_neighbour_along(
+    client, redis_url, database_url, postgres_server, monkeypatch
+):
+    make_tables(redis_url, database_url)
+    add_trigger(database_url, HARMS["raises"][0])
+    batches, bad = [journal.make_batch() for _ in range(5)], journal.make_batch("bad")
+    journal.append(client, bad, *batches)
+    consumer = journal.make_consumer(redis_url, database_url, sink_retries=1)
+    prove = consumer._loader.prove
+
+    def killed(like):
+        postgres_server.kill()
+        prove(like)
+
+    monkeypatch.setattr(consumer._loader, "prove", killed)
+    for _ in range(12):
+        postgres_server.start()
+        try:
+            consumer.step()
+        except Unavailable:
+            pass
+    postgres_server.start()
+    check_stored_once(database_url, batches)
+    assert not {letter.batch.batch_id for letter in letters(client)} & {one.batch_id for one in batches}
