@@ -19,6 +19,7 @@ from ops.checkup.finding import size
 from ops.errors import Silent
 from ops.stack import Facts
 from workers import loader
+from workers.entry import FORMAT_PREFIX, SET_ASIDE
 from workers.watchdog import Watchdog
 
 _TIMEOUT_S = 3  # above the second that admin gives Redis
@@ -165,13 +166,16 @@ def _letters(found: dict[str, Any]) -> str:
 
 
 def _consumers(found: dict[str, Any]) -> str:
-    known = found["consumers"]
+    # Under these names is what waits alone: no consumer bears them.
+    known = [one for one in found["consumers"] if not one["name"].startswith((SET_ASIDE, FORMAT_PREFIX))]
+    aside = sum(int(one["pending"]) for one in found["consumers"] if one not in known)
+    tail = f"; {aside:,} set aside: ops/RUNBOOK.md, SpillwayBatchRefused and SpillwayStrangeFormat" if aside else ""
     if not known:
-        return "none at present (idle ones are removed)"
+        return f"none at present (idle ones are removed){tail}"
     idle_s = min(one["idle_ms"] for one in known) / 1000
     busiest = max(known, key=lambda one: int(one["pending"]))
     text = f"{len(known)} in the group, last active {duration(idle_s)} ago"
-    return f"{text}; {busiest['name']} holds {busiest['pending']:,}" if busiest["pending"] else text
+    return f"{text}; {busiest['name']} holds {busiest['pending']:,}{tail}" if busiest["pending"] else text + tail
 
 
 def _last_load(found: dict[str, Any]) -> str:
