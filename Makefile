@@ -32,8 +32,9 @@ up: $(call with,embedded)
 down:
 	@test ! -x $(VENV)/bin/spillway || $(VENV)/bin/spillway down
 
+# One more than there are cores, of two: they wait for servers for a third of the time.
 test: $(call with,dev)
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 3 --dist worksteal
 
 # Those that need no server.
 test-quick: $(call with,dev)

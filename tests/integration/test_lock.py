@@ -30,8 +30,7 @@ def write_elsewhere(database_url):
     execute(database_url, "CREATE TRIGGER note AFTER INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION note()")
 
 
-@pytest.mark.parametrize("policy", ["dead-letter", "hold"])
-@pytest.mark.parametrize("what", LOCKS)
+@pytest.mark.parametrize("what, policy", [*((what, "dead-letter") for what in LOCKS), ("all", "hold")])
 def test_a_lock_is_waited_for_whatever_the_policy_and_it_is_said_who_holds_it(
     what, policy, client, consumer, redis_url, database_url
 ):
