@@ -292,11 +292,11 @@ def test_the_machine_is_seen_as_the_kernel_shows_it():
 
 
 def test_a_running_stack_is_healthy_and_is_judged_by_the_settings_that_it_was_started_with(stack):
-    running = stack(SPILLWAY_STREAM_MAX_BYTES=str(64 << 20), SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1")
+    running = stack(SPILLWAY_STREAM_MAX_BYTES=str(320 << 20), SPILLWAY_CONSUMERS="1", SPILLWAY_WORKERS="1")
     running.environ["SPILLWAY_STREAM_MAX_BYTES"] = str(8 << 30)
     done = running.spillway("doctor")
     assert "runs in" in done.stdout and " bad" not in done.stdout
-    assert "are 320 MiB" in " ".join(done.stdout.split())
+    assert "are 576 MiB" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 110
     for url in (running.facts["redis_url"], running.facts["database_url"]):
         assert urlsplit(url).password not in done.stdout + done.stderr
