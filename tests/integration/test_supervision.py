@@ -72,7 +72,7 @@ def test_a_broken_program_is_shown_and_tried_again_and_the_others_go_on(stack, t
     until(lambda: log.read_text().count("planted") > 4, "more than supervisor's own retries")
     seen = until(lambda: states(running) if states(running)[name] == "BACKOFF" else None, "the state")
     assert {seen[one] for one in seen if one != name} == {"RUNNING"}
-    until(lambda: "Exited too quickly" in running.spillway("status").stdout, "the screen to say so")
+    until(lambda: "times in 10 min" in running.spillway("status").stdout, "the screen to say so")
     assert post(facts["ingest_url"], "while it was broken") == 202
     for path in sorted(consumer.parent.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
