@@ -222,7 +222,7 @@ LARGE = {
 @pytest.mark.parametrize("kind", LARGE)
 def test_others_are_answered_while_large_bodies_are_looked_at(start, kind):
     line, media_type = LARGE[kind]
-    edge = start(SPILLWAY_MAX_INFLIGHT_BYTES=str(1 << 30))
+    edge = start(SPILLWAY_MAX_INFLIGHT_BYTES=str(1 << 30), SPILLWAY_BODY_TIMEOUT_S="600")
     sent = gzip.compress(b"\n".join([line] * 10_000))
     with edge.unharmed(), ThreadPoolExecutor(4) as threads:
         large = [threads.submit(edge.post, sent, media_type, Content_Encoding="gzip") for _ in range(4)]
