@@ -61,7 +61,7 @@ def test_the_blocks_of_commands_do_what_the_text_around_them_says(shell, checkou
     journal.until(lambda: "hello" in shell(psql), "the event to be a row")
     assert all(word in shell(status) for word in ("ingest_url", "consumers:consumer-00", "RUNNING"))
     assert "wal disk" in shell(doctor)
-    assert shell(supervisorctl).count("RUNNING") == 9
+    assert shell(supervisorctl).count("RUNNING") == 10
     assert "consumers" in json.loads(shell(pending))
     assert "ingest_accepted_events_total" in shell(metrics)
     assert "Found no letter" in shell(letters) and "Replayed no letter" in shell(replay)
